@@ -1,0 +1,123 @@
+"""The LightningModule: loss, metrics, optimiser and schedule around a net."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from audio_mnist import features, resnet
+from audio_mnist.waveforms import WaveformStore
+
+
+class Classifier(LightningModule):
+    """A net, and all that a prediction with it needs.
+
+    Hyperparameters are plain values, so `torch.load(weights_only=True)` opens a
+    checkpoint and `Classifier.load_from_checkpoint` needs nothing beside it.
+
+    Args:
+        model: settings of the net, `name` and its arguments.
+        feature: settings of the front end, `name` and its arguments.
+        class_names: C names, in the order of the logits.
+        sample_rate_hz: of the waveforms.
+        clip_samples: T, the window that clips are placed in.
+        optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
+
+    Shape: features (B, 1, F, N) -> logits (B, C).
+
+    Raises:
+        ConfigError: settings of the net or the front end are wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: dict[str, Any],
+        feature: dict[str, Any],
+        class_names: list[str],
+        sample_rate_hz: int,
+        clip_samples: int,
+        optimizer: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
+        self.net = resnet.build(model, len(class_names)).to(memory_format=torch.channels_last)
+        self._feature, self._optimizer = feature, optimizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, targets = batch
+        logits = self(x)  # (B, C)
+        loss = cross_entropy(logits, targets, label_smoothing=self._optimizer["label_smoothing"])
+        self._log_epoch("train", logits, targets, loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        x, targets = batch
+        logits = self(x)  # (B, C)
+        self._log_epoch("selection" if dataloader_idx else "fold", logits, targets, cross_entropy(logits, targets))
+
+    def _log_epoch(self, prefix: str, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        accuracy = (logits.argmax(dim=1) == targets).float().mean()
+        self.log_dict(
+            {f"{prefix}/loss": loss.detach(), f"{prefix}/accuracy": accuracy},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(targets),
+            sync_dist=True,
+            add_dataloader_idx=False,
+        )
+
+    def configure_optimizers(self) -> Any:
+        settings = self._optimizer
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
+        optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
+        if settings["schedule"] == "none":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=settings["lr"],
+            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
+            pct_start=settings["warmup_share"],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def front_end(self) -> features.FrontEnd:
+        """The feature that this net was trained on, on this module's device."""
+        return features.build(self._feature, self.sample_rate_hz).to(self.device)
+
+    @torch.inference_mode()
+    def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
+        """Class probabilities of stored clips, each centred in its window.
+
+        Args:
+            store: clips at this classifier's sample rate.
+            indices: (n,) clips.
+            batch_size: B, clips at a time; it changes nothing but the speed.
+
+        Returns:
+            (n, C) float32, rows sum to 1.
+        """
+        was_training = self.training
+        self.eval()
+        front_end = self.front_end()
+        parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
+        for start in range(0, len(indices), batch_size):
+            rows = indices[start : start + batch_size]
+            waveforms = torch.from_numpy(store.gather(rows, self.clip_samples)).unsqueeze(1).to(self.device)
+            logits = self(front_end(waveforms))  # (B, C)
+            parts.append(logits.float().softmax(dim=1).cpu().numpy())
+        self.train(was_training)
+        return np.concatenate(parts)
+
+
+def load(path: Path) -> Classifier:
+    """A classifier from its checkpoint alone, on the CPU, ready to predict."""
+    return Classifier.load_from_checkpoint(path, map_location="cpu").eval()

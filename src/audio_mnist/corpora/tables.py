@@ -1,0 +1,109 @@
+"""A person's own clips: `root/CLASS/*.wav`, or a csv with columns path and label."""
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from audio_mnist.corpora import required_root
+from audio_mnist.errors import ConfigError, DataError
+
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
+
+
+def read_folder(data: dict) -> list[tuple]:
+    """Every audio file of `root/CLASS/`, its folder as its class.
+
+    `data.settings.speaker_pattern` is a regular expression with a group named
+    speaker, searched in the file name; null where speakers are not known.
+    """
+    root = required_root(data, "one folder of recordings for each class")
+    pattern = _speaker_pattern(data["settings"].get("speaker_pattern"))
+    rows = []
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions")
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        here = Path(folder)
+        for name in sorted(names):
+            path = here / name
+            if path.suffix.lower() not in AUDIO_SUFFIXES or name.startswith("."):
+                continue
+            relative = path.relative_to(root)
+            if len(relative.parts) == 1:
+                raise DataError(f"{path}: a recording outside a class folder; expected {root}/CLASS/{name}")
+            speaker = ""
+            if pattern:
+                match = pattern.search(name)
+                if not match:
+                    raise DataError(f"{path}: the name does not match data.settings.speaker_pattern={pattern.pattern}")
+                speaker = match["speaker"]
+            rows.append((relative.as_posix(), str(path), relative.parts[0], speaker, "train"))
+    if not rows:
+        raise DataError(f"data.root={root}: no recordings found; expected {root}/CLASS/*.wav (or flac, ogg, mp3)")
+    return rows
+
+
+def read_csv(data: dict) -> list[tuple]:
+    """The clips of `data.manifest`: path, label and optional speaker and split.
+
+    Paths are absolute or relative to the csv. A test clip may lack its label.
+    """
+    if not data["manifest"]:
+        raise ConfigError("data=csv needs data.manifest, a csv with columns path,label: data.manifest=clips.csv")
+    path = Path(data["manifest"]).expanduser().resolve()
+    table = read_table(path, "data.manifest", ("path", "label"))
+    for name in ("speaker", "split"):
+        if name not in table:
+            table[name] = "" if name == "speaker" else "train"
+    table["split"] = table["split"].replace("", "train")
+    for position, row in enumerate(table.itertuples(index=False)):
+        line = position + 2  # the header is line 1
+        if row.path == "":
+            raise DataError(f"{path}, line {line}: the path is empty")
+        if row.split not in ("train", "test"):
+            raise DataError(f"{path}, line {line}: split is {row.split!r}; expected train or test")
+        if row.label == "" and row.split == "train":
+            raise DataError(f"{path}, line {line}: the label of {row.path} is missing")
+    return [
+        (row.path, str(path.parent / Path(str(row.path)).expanduser()), row.label, row.speaker, row.split)
+        for row in table.itertuples(index=False)
+    ]
+
+
+def read_table(path: Path, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A csv as text, "" for an empty cell.
+
+    Raises:
+        DataError: the file is missing, is no csv, or lacks one of `columns`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{key}={path}: no such file") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{key}={path}: not a readable csv ({str(error).strip()})") from None
+    table.columns = [str(c).strip() for c in table.columns]
+    missing = [c for c in columns if c not in table]
+    if missing:
+        raise DataError(f"{key}={path}: column {missing[0]!r} is missing; found {', '.join(table.columns)}")
+    if table.empty:
+        raise DataError(f"{key}={path}: the csv lists no clips")
+    return table.apply(lambda column: column.str.strip())
+
+
+def _speaker_pattern(text: str | None) -> re.Pattern | None:
+    if text is None:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"data.settings.speaker_pattern={text}: not a regular expression ({error})") from None
+    if "speaker" not in pattern.groupindex:
+        raise ConfigError(f"data.settings.speaker_pattern={text}: expected a group named speaker, (?P<speaker>...)")
+    return pattern
+
+

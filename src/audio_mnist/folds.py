@@ -1,0 +1,216 @@
+"""Manifest + settings + seed -> disjoint train / selection / fold / test index sets.
+
+Pure: no file is read, and the same manifest gives the same folds whatever the
+order of its rows, the run, the feature or the model.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
+
+from audio_mnist.errors import ConfigError, DataError
+
+TEST = -1  # clip of the test split
+EXCLUDED = -2  # training copy of a test clip: in no set
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the manifest, int64, disjoint."""
+
+    train: np.ndarray
+    selection: np.ndarray  # empty unless selection=inner
+    fold: np.ndarray  # scored, never trained on
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Fold number of every clip.
+
+    Attributes:
+        fold_of: (clips,) int64; 0 to count-1, TEST or EXCLUDED.
+        fingerprint: identifies the assignment, not the settings that led to it.
+        group: what was kept together: "none" or "speaker".
+        notes: what a reader of the scores must know, one sentence each.
+    """
+
+    fold_of: np.ndarray
+    count: int
+    seed: int
+    group: str
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -> Folds:
+    """Deals the training clips into stratified folds.
+
+    Byte-identical clips (equal `content`) always share a fold; with
+    `group="speaker"` so do all clips of one speaker. A training clip that is
+    byte-identical to a test clip is left out. Where grouping by speaker meets a
+    test split that shares speakers with the training split, no test split is
+    held back: its labelled clips join the folds.
+
+    Args:
+        manifest: columns clip_id, label, speaker ("" where unknown),
+            split ("train" or "test") and content (digest of the file's bytes).
+        count: number of folds, at least 2. Equal to the number of speakers it
+            is leave-one-speaker-out.
+        group: "none", "speaker", or "auto": "speaker" where the manifest names
+            one for every clip.
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: the settings do not fit the corpus.
+        DataError: a class cannot be learnt on these folds.
+    """
+    if count < 2:
+        raise ConfigError(f"folds.count={count}: at least 2 folds are needed")
+    if group not in ("none", "speaker", "auto"):
+        raise ConfigError(f"folds.group={group}: choose none, speaker or auto")
+    table = manifest.sort_values("clip_id", kind="stable")
+    rows = table.index.to_numpy()
+    speakers_known = bool((table["speaker"] != "").all())
+    if group == "auto":
+        group = "speaker" if speakers_known else "none"
+    if group == "speaker" and not speakers_known:
+        unknown = table.loc[table["speaker"] == "", "clip_id"].iloc[0]
+        raise ConfigError(
+            f"folds.group=speaker, but the corpus names no speaker for {unknown}; "
+            "set folds.group=none, or give every clip a speaker"
+        )
+
+    notes = []
+    is_test = (table["split"] == "test").to_numpy()
+    if group == "speaker" and is_test.any():
+        labelled = (table["label"] != "").to_numpy()
+        shared = set(table["speaker"][is_test]) & set(table["speaker"][~is_test])
+        if shared:
+            is_test = is_test & ~labelled
+            notes.append(
+                f"no test split is held back: {len(shared)} of its speakers are training speakers, "
+                "so its labelled clips joined the folds (folds.group=speaker)"
+            )
+
+    fold_of = np.full(len(manifest), TEST, dtype=np.int64)
+    in_test = set(table["content"][is_test])
+    excluded = ~is_test & table["content"].isin(in_test).to_numpy()
+    if excluded.any():
+        notes.append(f"{int(excluded.sum())} training clips are byte-identical to test clips and were left out")
+        fold_of[rows[excluded]] = EXCLUDED
+
+    dealt = table[~is_test & ~excluded]
+    fold_of[dealt.index.to_numpy()] = _deal(dealt, count=count, by_speaker=group == "speaker", seed=seed)
+    _check_classes(dealt, fold_of[dealt.index.to_numpy()], count)
+    if group == "none" and speakers_known and dealt["speaker"].nunique() > 1:
+        notes.append("folds share speakers (folds.group=none): scores hold for these speakers, not for new ones")
+
+    text = "\n".join(f"{clip}\t{fold}" for clip, fold in zip(table["clip_id"], fold_of[rows], strict=True))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Folds(fold_of, count, seed, group, digest, tuple(notes))
+
+
+def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: str, inner_folds: int = 6) -> Split:
+    """Index sets of one run.
+
+    Args:
+        manifest: the one that `folds` was made from.
+        fold: the scored fold, 0 to count-1.
+        selection: "last", "fold", or "inner": one of `inner_folds` parts of the
+            training clips, cut as the folds were, is kept to choose the epoch.
+        inner_folds: at most the number of training speakers is used where
+            folds are by speaker.
+
+    Raises:
+        ConfigError: no such fold or selection.
+    """
+    if not 0 <= fold < folds.count:
+        raise ConfigError(f"fold={fold} does not exist: folds.count={folds.count}, so fold is 0 to {folds.count - 1}")
+    if selection not in ("last", "inner", "fold"):
+        raise ConfigError(f"selection={selection}: choose last, inner or fold")
+    train = np.flatnonzero((folds.fold_of >= 0) & (folds.fold_of != fold))
+    chosen = np.empty(0, dtype=np.int64)
+    if selection == "inner":
+        part = manifest.iloc[train].sort_values("clip_id", kind="stable")
+        if folds.group == "speaker":  # a whole speaker where there are few
+            inner_folds = min(inner_folds, part["speaker"].nunique())
+        try:
+            inner = _deal(part, count=inner_folds, by_speaker=folds.group == "speaker", seed=folds.seed)
+            _check_classes(part, inner, inner_folds)
+        except (ConfigError, DataError) as error:
+            raise ConfigError(
+                f"selection=inner cannot set apart 1/{inner_folds} of the training clips: {error}"
+            ) from None
+        chosen = np.sort(part.index.to_numpy()[inner == 0])
+        train = np.setdiff1d(train, chosen)
+    return Split(train, chosen, np.flatnonzero(folds.fold_of == fold), np.flatnonzero(folds.fold_of == TEST))
+
+
+def _deal(table: pd.DataFrame, *, count: int, by_speaker: bool, seed: int) -> np.ndarray:
+    """(rows,) fold numbers; `table` is sorted by clip_id."""
+    labels = table["label"].to_numpy()
+    smallest = table["label"].value_counts()
+    if len(smallest) < 2:
+        raise DataError(f"the corpus has {len(smallest)} class: at least 2 are needed to train a classifier")
+    dealt = np.full(len(table), -1, dtype=np.int64)
+    if not by_speaker:
+        # one clip stands for all that have its bytes
+        first = (~table["content"].duplicated()).to_numpy()
+        smallest = table["label"][first].value_counts()
+        if smallest.iloc[-1] < count:
+            raise ConfigError(
+                f"folds.count={count} is more than class {smallest.index[-1]!r} has "
+                f"different clips ({smallest.iloc[-1]}); lower folds.count or add clips"
+            )
+        kept = np.flatnonzero(first)
+        cutter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        for number, (_, part) in enumerate(cutter.split(kept, labels[kept])):
+            dealt[kept[part]] = number
+        fold_by_content = dict(zip(table["content"].to_numpy()[kept], dealt[kept], strict=True))
+        return table["content"].map(fold_by_content).to_numpy(dtype=np.int64)
+
+    groups = _joined_groups(table["speaker"].to_numpy(), table["content"].to_numpy())
+    number_of_groups = len(np.unique(groups))
+    if number_of_groups < count:
+        raise ConfigError(
+            f"folds.count={count} is more than the corpus has training speakers ({number_of_groups}); "
+            f"set folds.count={number_of_groups} for leave-one-speaker-out"
+        )
+    by_group: LeaveOneGroupOut | StratifiedGroupKFold
+    if number_of_groups == count:
+        by_group = LeaveOneGroupOut()
+    else:
+        by_group = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for number, (_, part) in enumerate(by_group.split(labels, labels, groups)):
+        dealt[part] = number
+    empty = np.setdiff1d(np.arange(count), dealt)
+    if len(empty):
+        raise ConfigError(
+            f"folds.count={count}: the clips of {number_of_groups} speakers cannot fill fold {empty[0]}; "
+            "lower folds.count or choose another folds.seed"
+        )
+    return dealt
+
+
+def _joined_groups(speakers: np.ndarray, contents: np.ndarray) -> np.ndarray:
+    """(rows,) group numbers: speakers who share a byte-identical clip are one group."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    speaker, content = (np.unique(a, return_inverse=True)[1] for a in (speakers, contents))
+    nodes = speaker.max() + 1 + content.max() + 1
+    edges = coo_array((np.ones(len(speaker)), (speaker, speaker.max() + 1 + content)), shape=(nodes, nodes))
+    return connected_components(edges, directed=False)[1][speaker]
+
+
+def _check_classes(table: pd.DataFrame, dealt: np.ndarray, count: int) -> None:
+    for label, part in pd.Series(dealt).groupby(table["label"].to_numpy()):
+        if part.nunique() == 1:
+            raise DataError(
+                f"every clip of class {label!r} falls in fold {part.iloc[0]} of {count}, so it cannot be learnt "
+                "when that fold is scored; add clips of other speakers, or set folds.group=none"
+            )

@@ -1,0 +1,206 @@
+"""What happens once around a sweep: everything checked before its first run, one table after its last.
+
+Hydra's callback runs in the process that starts the sweep. The runs, in
+processes of their own, find the sweep's tracked run through a file in the
+sweep's folder, which works with any launcher that shares the file system.
+"""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
+from audio_mnist.errors import AudioMnistError
+
+log = logging.getLogger(__name__)
+_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One planned run."""
+
+    overrides: str
+    config_fingerprint: str
+    recipe_fingerprint: str
+    recipe: dict[str, Any]
+    fold: int
+
+
+@dataclass
+class _Sweep:
+    run_id: str
+    uri: str
+    experiment: str
+    jobs: list[Job]
+    clips: int
+    notes: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+
+_current: _Sweep | None = None
+
+
+class SweepCallback(Callback):
+    """Prepares a sweep in the process that starts it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks every job, decodes the corpus, creates the database and the parent run.
+
+        Hydra turns a callback's exceptions into warnings, so an error that the
+        user can mend ends the process here, before any run was started.
+        """
+        global _current
+        try:
+            _current = _start(config, str(kwargs.get("config_name") or "train"))
+        except AudioMnistError as error:
+            sys.exit(f"error: {error}")
+
+
+def parent_of(sweep_dir: Path) -> str | None:
+    """Id of the tracked run that the runs of this sweep hang under."""
+    path = sweep_dir / _FILE
+    return json.loads(path.read_text())["run_id"] if path.exists() else None
+
+
+def finish() -> int:
+    """Ends the sweep that this process started: its table, its status, what to do next.
+
+    Returns:
+        The number of its runs that did not finish.
+    """
+    global _current
+    sweep, _current = _current, None
+    if sweep is None:
+        return 0
+    from audio_mnist import report, tracking
+
+    tracker = tracking.Tracker(sweep.uri, sweep.experiment)
+    runs = tracker.children(sweep.run_id)
+    for run in runs:
+        if run.status == "RUNNING":  # its process was killed
+            ended = tracker.open(run.id)
+            ended.set_tag("error", "the process was killed")
+            ended.end("KILLED")
+    runs = tracker.children(sweep.run_id)
+    by_job = {run.tags["config_fingerprint"]: run for run in runs}
+    labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
+    rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
+    finished, unfinished = [], []
+    for job in sweep.jobs:
+        found = by_job.get(job.config_fingerprint)
+        if found and found.status == "FINISHED":
+            rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
+            finished.append(found)
+        else:
+            rows[labels[job.recipe_fingerprint]][job.fold] = found.status if found else "not run"
+            reason = f"{found.status}, run {found.id}: {found.tags.get('error', '')}" if found else "not run"
+            unfinished.append(f"  {job.overrides}: {reason}")
+    if len(rows) > 1:
+        from audio_mnist.members import fold_ensemble
+
+        rows[report.ENSEMBLE] = dict(fold_ensemble(tracker, finished, len(labels)))
+        if not rows[report.ENSEMBLE]:
+            del rows[report.ENSEMBLE]
+    folds = sorted({job.fold for job in sweep.jobs})
+    count = sweep.jobs[0].recipe["folds"]["count"]
+    caption = f"Accuracy on each scored fold; n = {sweep.clips} clips in {count} folds"
+    notes = list(sweep.notes)
+    if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
+        notes.append("optimistic: selection=fold chose epochs on the folds scored here")
+    text = [report.render(report.fold_table(rows, folds, caption)), *(f"note: {note}" for note in notes)]
+    total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
+    text.append(total + (":" if unfinished else ""))
+    text += unfinished
+    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={sweep.uri}"
+    if finished:
+        ids = ",".join(run.id for run in finished)
+        text.append(f"combine them: python ensemble.py 'run_ids=[{ids}]'{where}")
+    if sweep.uri.startswith("sqlite"):
+        text.append(f"compare them: mlflow ui --backend-store-uri {sweep.uri}")
+        page = f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+        text.append(f"              then open {page}")
+    print("\n" + "\n".join(text), flush=True)
+    parent = tracker.open(sweep.run_id)
+    parent.log_text("\n".join(text) + "\n", "table.txt")
+    parent.note("```\n" + text[0] + "```")
+    parent.log_metrics({"sweep/finished_runs": len(finished), "sweep/planned_runs": len(sweep.jobs)})
+    parent.end("FAILED" if unfinished else "FINISHED")
+    return len(unfinished)
+
+
+def _start(config: DictConfig, config_name: str) -> _Sweep:
+    from audio_mnist import tracking
+    from audio_mnist.folds import assign_folds, split_clips
+    from audio_mnist.prepared import PreparedCorpus, prepare
+
+    overrides = _job_overrides(config)
+    configs = [validate_train(_compose(config_name, job)) for job in overrides]
+    corpora: dict[str, PreparedCorpus] = {}
+    notes: list[str] = []
+    clips = 0
+    for cfg in configs:
+        plain = to_plain(cfg)
+        key = fingerprint(plain["data"])
+        if key not in corpora:
+            corpora[key] = prepare(plain["data"])
+        folds = assign_folds(corpora[key].manifest, **plain["folds"])
+        inner = {"selection": cfg.selection, "inner_folds": cfg.inner_folds}
+        split_clips(corpora[key].manifest, folds, fold=cfg.fold, **inner)
+        notes += [note for note in folds.notes if note not in notes]
+        clips = int((folds.fold_of >= 0).sum())
+    jobs = []
+    for cfg, job in zip(configs, overrides, strict=True):
+        own = recipe(to_plain(cfg))
+        shared = {k: v for k, v in own.items() if k != "fold"}
+        jobs.append(Job(" ".join(job), fingerprint(own), fingerprint(shared), own, cfg.fold))
+    twice = {job.config_fingerprint for job in jobs}
+    if len(twice) < len(jobs):
+        raise AudioMnistError("the sweep names the same run twice; give each value once")
+    first = configs[0]
+    tracker = tracking.Tracker(first.tracking.uri, first.tracking.experiment)
+    sweep_dir = Path(config.hydra.sweep.dir)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    run = tracker.start(
+        "sweep " + time.strftime("%Y-%m-%d %H:%M:%S"),
+        kind="sweep",
+        tags={"overrides": " ".join(OmegaConf.to_container(config.hydra.overrides.task) or [])},
+        params={},
+    )
+    (sweep_dir / _FILE).write_text(json.dumps({"run_id": run.id}))
+    corpus = next(iter(corpora.values()))
+    log.info(
+        "%d runs on %s: %d clips, %d classes, %d Hz, %d at a time; logs in %s",
+        *(len(jobs), corpus.name, clips, len(corpus.class_names), corpus.store.sample_rate_hz),
+        *(OmegaConf.select(config, "hydra.launcher.n_jobs", default=1), sweep_dir),
+    )
+    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, clips, notes)
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    try:
+        return compose(config_name, overrides)
+    except HydraException as error:
+        raise AudioMnistError(str(error)) from None
+
+
+def _job_overrides(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job, as Hydra's basic sweeper deals them out."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    fixed = config.hydra.sweeper.get("params") or {}
+    given = [f"{key}={value}" for key, value in fixed.items()] + list(config.hydra.overrides.task)
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
+
+

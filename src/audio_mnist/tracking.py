@@ -1,0 +1,339 @@
+"""The only file that knows MLflow: the database, the runs, their metrics and artifacts."""
+
+import contextlib
+import getpass
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from audio_mnist.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger(__name__)
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
+FOLD_PREDICTIONS = "fold_predictions.csv"
+CONFIG = "config.yaml"
+PREFIX = "audio_mnist."  # of the tags below
+_PARENT = "mlflow.parentRunId"
+_FLUSH_S = 5.0  # metrics wait this long for company: one transaction for many
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of one tracked run.
+
+    Attributes:
+        id: MLflow's run id.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: those of `PREFIX`, without it.
+        metrics: last value of each.
+    """
+
+    id: str
+    name: str
+    status: str
+    parent_id: str | None
+    start_ms: int
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+class Tracker:
+    """Runs of one experiment in one tracking store.
+
+    Args:
+        uri: any MLflow tracking URI. A SQLite database is created where it does
+            not exist yet, with the artifacts beside it.
+        experiment: created where it does not exist yet.
+
+    Raises:
+        RunError: the store cannot be reached or created.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        try:
+            with _mlflow_errors(f"tracking.uri={uri}"):
+                artifacts = _prepare_sqlite(uri) if uri.startswith("sqlite") else None
+                self._client = _client(uri)
+                self.experiment_id = self._find_or_create(experiment, artifacts)
+        except OSError as error:
+            raise RunError(
+                f"tracking.uri={uri}: cannot be written ({error.strerror or error}); "
+                "choose another tracking.uri or mend the folder's permissions"
+            ) from None
+
+    def _find_or_create(self, name: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name, artifact_location=artifacts)
+            except MlflowException:  # another process was quicker
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise RunError(f"tracking.experiment={name} was deleted in MLflow; restore it or choose another name")
+        return found.experiment_id
+
+    def start(
+        self, name: str, *, kind: str, tags: dict[str, str], params: dict[str, Any], parent_id: str | None = None
+    ) -> "Run":
+        """A new RUNNING run.
+
+        Args:
+            name: shown in the runs table.
+            kind: "sweep", "train" or "ensemble".
+            tags: without `PREFIX`.
+            params: flattened into dotted keys.
+            parent_id: the run that it is shown under.
+        """
+        from mlflow.entities import Param
+
+        all_tags = {PREFIX + key: value for key, value in tags.items()} | {
+            PREFIX + "kind": kind,
+            "mlflow.user": _user(),
+            "mlflow.source.name": "ensemble.py" if kind == "ensemble" else "train.py",
+            "mlflow.source.type": "LOCAL",
+        }
+        if parent_id:
+            all_tags[_PARENT] = parent_id
+        commit = _git_commit()
+        if commit:
+            all_tags["mlflow.source.git.commit"] = commit
+        with _mlflow_errors(f"tracking.uri={self.uri}"):
+            run = self._client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+            flat = [Param(key, value) for key, value in _flatten(params)]
+            for start in range(0, len(flat), 100):  # MLflow's limit for one call
+                self._client.log_batch(run.info.run_id, params=flat[start : start + 100])
+        return Run(self._client, run.info.run_id)
+
+    def open(self, run_id: str) -> "Run":
+        """An existing run, to log to or to end."""
+        return Run(self._client, run_id)
+
+    def get(self, run_id: str) -> RunRecord | None:
+        """The run of that id, None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _record(self._client.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise RunError(f"tracking.uri={self.uri}: {error.message}") from None
+
+    def children(self, parent_id: str, kind: str = "train") -> list[RunRecord]:
+        """The runs of `kind` under a parent, oldest first."""
+        return self._search(f"tags.`{_PARENT}` = '{parent_id}' and tags.`{PREFIX}kind` = '{kind}'")
+
+    def latest_sweep(self) -> list[RunRecord]:
+        """Every finished run of the newest sweep that has one, [] where there is none."""
+        for parent in reversed(self._search(f"tags.`{PREFIX}kind` = 'sweep'")):
+            finished = [run for run in self.children(parent.id) if run.status == "FINISHED"]
+            if finished:
+                return finished
+        return []
+
+    def _search(self, query: str) -> list[RunRecord]:
+        found: list[RunRecord] = []
+        token = None
+        with _mlflow_errors(f"tracking.uri={self.uri}"):
+            while True:
+                page = self._client.search_runs(
+                    [self.experiment_id], query, order_by=["attributes.start_time ASC"], page_token=token
+                )
+                found += [_record(run) for run in page]
+                token = page.token
+                if not token:
+                    return found
+
+    @contextlib.contextmanager
+    def artifact(self, run_id: str, path: str) -> Iterator[Path]:
+        """A run's artifact as a local file, for the length of the block.
+
+        Raises:
+            RunError: the run has no such artifact.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                from mlflow.artifacts import download_artifacts
+
+                local = Path(
+                    download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=self.uri)
+                )
+            except Exception as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise RunError(f"run {run_id}: its artifact {path} cannot be read ({reason})") from None
+            yield local
+
+
+class Run:
+    """A run that is written to. Metrics are sent in batches, at the latest when it ends."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self._client, self.id = client, run_id
+        self._waiting: list[Metric] = []
+        self._sent_at = time.monotonic()
+
+    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Adds one value to each metric."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        if time.monotonic() - self._sent_at > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the metrics that wait."""
+        while self._waiting:
+            part, self._waiting = self._waiting[:1000], self._waiting[1000:]  # MLflow's limit for one call
+            self._client.log_batch(self.id, metrics=part)
+        self._sent_at = time.monotonic()
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Sets a tag of `PREFIX`, cut at MLflow's 5,000 characters."""
+        self._client.set_tag(self.id, PREFIX + key, value[:5000])
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Copies a local file to the artifact path `name`."""
+        folder, _, leaf = name.rpartition("/")
+        if path.name == leaf:
+            self._client.log_artifact(self.id, str(path), folder or None)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            renamed = shutil.copyfile(path, Path(temporary) / leaf)
+            self._client.log_artifact(self.id, str(renamed), folder or None)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Writes a text artifact."""
+        self._client.log_text(self.id, text, name)
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Writes a picture artifact."""
+        self._client.log_figure(self.id, figure, name)
+
+    def note(self, markdown: str) -> None:
+        """Sets the description shown on the run's page."""
+        self._client.set_tag(self.id, "mlflow.note.content", markdown)
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self.flush()
+        self._client.set_terminated(self.id, status)
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # a database that is up to date has nothing to say
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _prepare_sqlite(uri: str) -> str:
+    """Creates the database where it does not exist; returns the artifacts' location.
+
+    MLflow's migrations break when two processes run them at once, or when one
+    is killed among them. So they run under a lock, on a file of another name.
+    """
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database
+    if not database or database == ":memory:":
+        raise RunError(f"tracking.uri={uri}: expected a database file, sqlite:///PATH")
+    path = Path(database).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts = path.parent / "artifacts"
+    artifacts.mkdir(exist_ok=True)
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                partial = path.with_name(path.name + ".partial")
+                partial.unlink(missing_ok=True)
+                _create_database(partial, artifacts.as_uri())
+                os.replace(partial, path)
+    return artifacts.as_uri()
+
+
+def _create_database(path: Path, artifacts: str) -> None:
+    _client(f"sqlite:///{path}")  # quiet logs
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
+    store._dispose_engine()
+    # readers do not wait for a writer, and a commit costs half
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=wal")
+
+
+@contextlib.contextmanager
+def _mlflow_errors(what: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"{what}: the tracking store cannot be used ({reason})") from None
+
+
+def _record(run: Any) -> RunRecord:
+    tags = run.data.tags
+    return RunRecord(
+        id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        parent_id=tags.get(_PARENT),
+        start_ms=run.info.start_time,
+        tags={key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)},
+        metrics=dict(run.data.metrics),
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [pair for key, part in value.items() for pair in _flatten(part, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), str(value)[:6000])]  # MLflow's limit
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, with "-dirty" where tracked files differ from it; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", here, "diff", "--quiet", "HEAD", "--", ":/"], capture_output=True, timeout=10
+        ).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("-dirty" if changed else "")

@@ -1,0 +1,302 @@
+"""One run: a fold trained, scored and tracked."""
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers.logger import Logger
+from sklearn.metrics import log_loss
+
+from audio_mnist import figures, tracking
+from audio_mnist.classifier import Classifier, load
+from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
+from audio_mnist.datamodule import ClipDataModule
+from audio_mnist.folds import Folds, Split, assign_folds, split_clips
+from audio_mnist.prepared import PreparedCorpus, prepare
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | None = None) -> dict[str, float]:
+    """Trains and scores one fold as one tracked run.
+
+    Args:
+        cfg: the composed config of `conf/train.yaml`.
+        sweep_dir: folder that the runs of a sweep share; None for a single run.
+        parent_id: the sweep's tracked run.
+
+    Returns:
+        The `best/*` metrics.
+
+    Raises:
+        AudioMnistError: something that the caller can mend, before a run was started.
+        Exception: whatever broke the run, which has ended FAILED with the traceback in it.
+    """
+    cfg = validate_train(cfg)
+    for key in ("root", "manifest"):  # an ensemble may be started elsewhere
+        if cfg.data[key]:
+            cfg.data[key] = str(Path(cfg.data[key]).expanduser().resolve())
+    _quieten()
+    settings = to_plain(cfg)
+    corpus = prepare(settings["data"])
+    folds = assign_folds(corpus.manifest, **settings["folds"])
+    split = split_clips(
+        corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds
+    )
+    if sweep_dir is None:
+        for note in folds.notes:
+            log.info("note: %s", note)
+    torch.set_num_threads(cfg.trainer.threads)
+    seed_everything(cfg.seed, verbose=False)
+    classifier, data, trainer_options = _build(settings, corpus, split)
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices
+        Trainer(**trainer_options, logger=False, enable_checkpointing=False).fit(classifier, data)
+        return {}
+
+    tracker = tracking.Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+    own = recipe(settings)
+    run = tracker.start(
+        f"{cfg.feature['name']} {cfg.model['name']} fold {cfg.fold}",
+        kind="train",
+        tags={
+            "corpus": corpus.name,
+            "corpus_fingerprint": corpus.fingerprint,
+            "fold_fingerprint": folds.fingerprint,
+            "config_fingerprint": fingerprint(own),
+            "recipe_fingerprint": fingerprint({k: v for k, v in own.items() if k != "fold"}),
+            "classes": ",".join(corpus.class_names),
+            "fold": str(cfg.fold),
+            "optimistic": str(cfg.selection == "fold").lower(),
+            "sweep": parent_id or "",
+        },
+        params=settings,
+        parent_id=parent_id,
+    )
+    try:
+        with _ending_on_sigterm(), _gpu_of_its_own(trainer_options, sweep_dir):
+            run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
+            return _fit_and_score(run, settings, corpus, folds, split, classifier, data, trainer_options)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        with contextlib.suppress(Exception):  # the tracking store itself may be what broke
+            run.log_text(traceback.format_exc(), "traceback.txt")
+            run.set_tag("error", f"{type(error).__name__}: {error}")
+        run.end("KILLED" if stopped else "FAILED")
+        raise
+
+
+def _build(
+    settings: dict[str, Any], corpus: PreparedCorpus, split: Split
+) -> tuple[Classifier, ClipDataModule, dict[str, Any]]:
+    chosen = settings["trainer"]
+    classifier = Classifier(
+        model=settings["model"],
+        feature=settings["feature"],
+        class_names=list(corpus.class_names),
+        sample_rate_hz=corpus.store.sample_rate_hz,
+        clip_samples=corpus.clip_samples,
+        optimizer=settings["optimizer"],
+    )
+    data = ClipDataModule(
+        corpus, split, feature=settings["feature"], batch_size=chosen["batch_size"], seed=settings["seed"]
+    )
+    bar = chosen["progress_bar"]
+    options = {
+        "max_epochs": chosen["max_epochs"],
+        "accelerator": chosen["accelerator"],
+        "devices": chosen["devices"],
+        "strategy": chosen["strategy"],
+        "precision": chosen["precision"],
+        "gradient_clip_val": chosen["gradient_clip_val"],
+        "deterministic": True,
+        "use_distributed_sampler": False,  # ShuffledBatches deals the clips out itself
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1_000_000,  # epochs are logged, steps are not
+        "enable_model_summary": False,
+        "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
+    }
+    return classifier, data, options
+
+
+def _fit_and_score(
+    run: tracking.Run,
+    settings: dict[str, Any],
+    corpus: PreparedCorpus,
+    folds: Folds,
+    split: Split,
+    classifier: Classifier,
+    data: ClipDataModule,
+    trainer_options: dict[str, Any],
+) -> dict[str, float]:
+    selection = settings["selection"]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="audio-mnist-") as folder:
+        callbacks: list[Callback] = []
+        chooser = None
+        if selection != "last":
+            monitor = "selection/loss" if selection == "inner" else "fold/loss"
+            chooser = ModelCheckpoint(
+                folder, filename="best", monitor=monitor, save_weights_only=True, enable_version_counter=False
+            )
+            callbacks.append(chooser)
+        patience = settings["trainer"]["early_stopping_patience"]
+        if patience is not None:
+            callbacks.append(EarlyStopping("selection/loss", patience=patience))
+        if trainer_options["enable_progress_bar"]:
+            callbacks.append(RichProgressBar(leave=False))
+        trainer = Trainer(
+            **trainer_options, logger=EpochLogger(run), callbacks=callbacks, enable_checkpointing=chooser is not None
+        )
+        trainer.fit(classifier, data)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        path = Path(folder) / "best.ckpt"
+        if chooser is None:
+            trainer.save_checkpoint(path, weights_only=True)
+        # the file is scored, not the object in memory: it is what the ensemble will load
+        best = load(path)
+        best_epoch = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+        if trainer.num_devices == 1:
+            best = best.to(trainer.strategy.root_device)
+        probabilities = best.predict_clips(corpus.store, split.fold)
+        metrics = score_fold(corpus, split.fold, probabilities)
+        run.log_metrics({f"best/{key}": value for key, value in metrics.items()} | {"best/epoch": best_epoch})
+        run.log_file(path, tracking.BEST_CHECKPOINT)
+    table = predictions_table(corpus, split.fold, probabilities)
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, float_format="%.9g")  # 9 digits give every float32 back
+    run.log_text(buffer.getvalue(), tracking.FOLD_PREDICTIONS)
+    name, fold = settings["feature"]["name"], settings["fold"]
+    title = f"{name}, fold {fold + 1} of {folds.count}: {metrics['accuracy']:.4f} (n = {len(split.fold)})"
+    picture = figures.confusion(
+        corpus.targets()[split.fold], probabilities.argmax(axis=1), corpus.class_names, title
+    )
+    run.log_figure(picture, "figures/confusion_matrix.png")
+    run.end("FINISHED")
+    log.info(
+        "%s fold %d: accuracy %.4f, loss %.3f, n = %d, %d epochs in %.0f s, run %s%s",
+        *(name, fold, metrics["accuracy"], metrics["loss"], len(split.fold)),
+        *(trainer.current_epoch, time.monotonic() - began, run.id),
+        " (optimistic: its epoch was chosen on this fold)" if selection == "fold" else "",
+    )
+    return {f"best/{key}": value for key, value in metrics.items()}
+
+
+def score_fold(corpus: PreparedCorpus, indices: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Accuracy and mean cross-entropy (nats) of (n, C) probabilities."""
+    targets = corpus.targets()[indices]
+    classes = np.arange(len(corpus.class_names))
+    exact = probabilities.astype(np.float64)
+    return {
+        "accuracy": float((exact.argmax(axis=1) == targets).mean()),
+        "loss": float(log_loss(targets, exact / exact.sum(axis=1, keepdims=True), labels=classes)),
+    }
+
+
+def predictions_table(corpus: PreparedCorpus, indices: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """clip_id, label, predicted, and a column `p:CLASS` for each class."""
+    rows = corpus.manifest.iloc[indices]
+    table = pd.DataFrame({"clip_id": rows["clip_id"].to_numpy(), "label": rows["label"].to_numpy()})
+    table["predicted"] = np.asarray(corpus.class_names)[probabilities.argmax(axis=1)]
+    columns = [f"p:{name}" for name in corpus.class_names]
+    return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
+
+
+class EpochLogger(Logger):
+    """Lightning's metrics to a tracked run: once an epoch, sent in batches.
+
+    Args:
+        run: that they are logged to.
+    """
+
+    def __init__(self, run: tracking.Run) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        return "mlflow"
+
+    @property
+    def version(self) -> str:
+        return self._run.id
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the whole config is logged when the run starts."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Takes Lightning's metrics with the epoch as the step."""
+        epoch = int(metrics.pop("epoch", step or 0))
+        if metrics:
+            self._run.log_metrics(metrics, step=epoch)
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """A polite kill ends the run as KILLED instead of leaving it RUNNING."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _gpu_of_its_own(trainer_options: dict[str, Any], sweep_dir: Path | None) -> Iterator[None]:
+    """In a sweep on CUDA, holds the first GPU that no other run of the sweep holds."""
+    wants_gpu = trainer_options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if sweep_dir is None or not wants_gpu or trainer_options["devices"] != 1:
+        yield
+        return
+    while True:
+        for number in range(torch.cuda.device_count()):
+            lock = FileLock(sweep_dir / f"gpu{number}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                trainer_options["devices"] = [number]
+                yield
+                return
+            finally:
+                lock.release()
+        time.sleep(0.5)
+
+
+def _quieten() -> None:
+    """Silences what Lightning says at every start, not what it says when something is wrong."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # the loaders copy from memory, see ClipDataModule; epochs are logged, steps are not; Lightning's own use of torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="GPU available but not used.*")
+
+

@@ -1,0 +1,17 @@
+"""Train one fold, or with -m a sweep of features, models and folds. See conf/train.yaml."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from audio_mnist import command
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> dict[str, float]:
+    return command.train(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
