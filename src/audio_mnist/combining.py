@@ -79,7 +79,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     metrics["oof/n"] = total.n
     text = _fold_report(right, folds.fold_of[common], folds, len(common), several)
     oof_rows = scores | {report.ENSEMBLE: total} if several else scores
-    text += report.render("", report.score_table(oof_rows, "Out of fold: each clip by the runs that did not train on it"))
+    title = "Out of fold: each clip scored by the runs that did not train on it"
+    text += report.render("", title, report.score_table(oof_rows))
     if several:
         best = max(scores, key=lambda label: scores[label].accuracy)
         paired = ensembling.compare(right[report.ENSEMBLE], right[best])
@@ -100,7 +101,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
             truth = targets[said.test_rows][labelled]
             test = {label: ensembling.score(p[labelled].argmax(axis=1) == truth) for label, p in rows.items()}
             title = f"Test split: all {len(members)} runs, none saw it"
-            text += report.render("", report.score_table(test, title))
+            text += report.render("", title, report.score_table(test))
             score = list(test.values())[-1]
             metrics |= {"test/accuracy": score.accuracy, "test/accuracy_low": score.low, "test/n": score.n}
             metrics["test/accuracy_high"] = score.high
@@ -190,7 +191,7 @@ def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds
         if several or label != report.ENSEMBLE
     }
     caption = f"Accuracy on each scored fold; n = {n} clips in {folds.count} folds"
-    return report.render(report.fold_table(rows, shown, caption))
+    return report.render(report.fold_table(rows, shown), caption)
 
 
 def _write(

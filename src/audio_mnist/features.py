@@ -5,6 +5,7 @@ A new feature is one subclass of `FrontEnd` with a `name`, and one file in
 """
 
 import math
+import warnings
 from typing import ClassVar
 
 import torch
@@ -88,18 +89,20 @@ class LogMel(FrontEnd):
                 raise ConfigError(f"feature.{key}={got}: expected {expected}")
         self.top_db = float(top_db)
         self.normalize = normalize
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate_hz,
-            n_fft=2 ** math.ceil(math.log2(window)),
-            win_length=window,
-            hop_length=hop,
-            f_min=float(f_min_hz),
-            f_max=f_max,
-            n_mels=n_mels,
-            pad_mode="constant",  # zeros, as librosa; reflection raises on clips shorter than half a window
-            norm="slaney",
-            mel_scale="slaney",
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="At least one mel filterbank")  # an error below
+            self.mel = torchaudio.transforms.MelSpectrogram(
+                sample_rate_hz,
+                n_fft=2 ** math.ceil(math.log2(window)),
+                win_length=window,
+                hop_length=hop,
+                f_min=float(f_min_hz),
+                f_max=f_max,
+                n_mels=n_mels,
+                pad_mode="constant",  # zeros, as librosa; reflection raises on clips shorter than half a window
+                norm="slaney",
+                mel_scale="slaney",
+            )
         if (self.mel.mel_scale.fb.amax(dim=0) <= 0).any():
             raise ConfigError(
                 f"feature.n_mels={n_mels}: some bands are narrower than a bin of the spectrum and stay empty; "

@@ -34,15 +34,14 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     return labels
 
 
-def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[int], caption: str) -> Table:
+def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[int]) -> Table:
     """Accuracy by fold.
 
     Args:
         rows: label -> fold number -> accuracy, or a word where there is none.
-        folds: fold numbers shown, in order; the first fold is headed "fold 1".
-        caption: what the numbers are, with n.
+        folds: fold numbers shown, in order; `fold=0` is headed "fold 1".
     """
-    table = Table(caption=caption, caption_justify="left", caption_style="", title_justify="left")
+    table = Table()
     table.add_column("")
     for fold in folds:
         table.add_column(f"fold {fold + 1}", justify="right")
@@ -61,9 +60,9 @@ def mean_sd(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
-def score_table(rows: Mapping[str, Score], title: str) -> Table:
+def score_table(rows: Mapping[str, Score]) -> Table:
     """Accuracy with its interval and n."""
-    table = Table(title=title, title_justify="left", title_style="")
+    table = Table()
     for name in ("", "accuracy", "95% interval", "n"):
         table.add_column(name, justify="left" if name == "" else "right")
     for label, s in rows.items():

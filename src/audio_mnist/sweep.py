@@ -115,7 +115,7 @@ def finish() -> int:
     notes = list(sweep.notes)
     if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
-    text = [report.render(report.fold_table(rows, folds, caption)), *(f"note: {note}" for note in notes)]
+    text = [report.render(report.fold_table(rows, folds), caption), *(f"note: {note}" for note in notes)]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
     text.append(total + (":" if unfinished else ""))
     text += unfinished

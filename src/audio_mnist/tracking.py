@@ -242,6 +242,7 @@ class Run:
 
 def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # a database that is up to date has nothing to say
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

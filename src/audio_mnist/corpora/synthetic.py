@@ -144,10 +144,10 @@ class Voice:
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
         synchronous = 2
-        path = str(espeakng_loader.get_data_path()).encode()
-        self.sample_rate_hz = self._library.espeak_Initialize(synchronous, 0, path, 0)
+        self._data = Path(espeakng_loader.get_data_path())
+        self.sample_rate_hz = self._library.espeak_Initialize(synchronous, 0, str(self._data).encode(), 0)
         if self.sample_rate_hz <= 0:
-            raise DataError(f"eSpeak NG did not start with its data in {path.decode()}; reinstall it: {_INSTALL}")
+            raise DataError(f"eSpeak NG did not start with its data in {self._data}; reinstall it: {_INSTALL}")
 
     def say(self, text: str, *, voice: str, rate_wpm: int, pitch: int, pitch_range: int, seed: int) -> np.ndarray:
         """(T,) float64 in -1 to 1 at `sample_rate_hz`."""
@@ -161,8 +161,9 @@ class Voice:
         callback = self._callback_type(take)
         library = self._library
         library.espeak_SetSynthCallback(callback)
-        # an unknown name would silently keep the voice before it
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        # an unknown name silently keeps the voice before it, an unknown variant the plain voice
+        variant = self._data / "voices" / "!v" / voice.partition("+")[2]
+        if not variant.is_file() or library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise DataError(f"eSpeak NG has no voice {voice}")
         for parameter, value in ((1, rate_wpm), (3, pitch), (4, pitch_range)):
             library.espeak_SetParameter(parameter, value, 0)

@@ -1,0 +1,194 @@
+"""The store: bad clips named, samples exact, shared safely, rebuilt when anything changes."""
+
+import errno
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from audio_mnist import waveforms
+from audio_mnist.errors import DataError
+from audio_mnist.waveforms import Limits, build_store
+
+LIMITS = Limits(min_s=0.01, max_s=60)
+
+
+def manifest_of(*paths: Path, label: str = "a") -> pd.DataFrame:
+    rows = [
+        {"clip_id": p.name, "path": str(p), "label": label, "speaker": "", "split": "train"} for p in sorted(paths)
+    ]
+    return pd.DataFrame(rows)
+
+
+def write(path: Path, samples: np.ndarray, rate_hz: int = 8000, subtype: str = "FLOAT") -> Path:
+    soundfile.write(path, samples, rate_hz, subtype=subtype)
+    return path
+
+
+def noise(samples: int = 4000, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+
+
+def build(table: pd.DataFrame, cache: Path, rate_hz: int | None = 8000, on_bad_clip: str = "error"):
+    return build_store(table, sample_rate_hz=rate_hz, limits=LIMITS, on_bad_clip=on_bad_clip, cache_dir=cache)
+
+
+def test_build_store_keeps_samples_and_averages_channels(tmp_path: Path) -> None:
+    """Mono at the store's rate is kept to the bit; three channels become their mean."""
+    stereo = np.stack([noise(seed=1), noise(seed=2), noise(seed=3)], axis=1)
+    table = manifest_of(write(tmp_path / "a.wav", noise()), write(tmp_path / "b.wav", stereo))
+    _, store = build(table, tmp_path / "cache")
+    np.testing.assert_array_equal(store.clip(0), noise())
+    np.testing.assert_allclose(store.clip(1), stereo.mean(axis=1), atol=1e-7)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_build_store_reads_what_libsndfile_reads(tmp_path: Path, suffix: str) -> None:
+    """WAV, FLAC, OGG and MP3."""
+    soundfile.write(tmp_path / f"a.{suffix}", noise(16_000), 16_000)
+    kept, store = build(manifest_of(tmp_path / f"a.{suffix}"), tmp_path / "cache", None)
+    assert store.sample_rate_hz == 16_000
+    assert kept["duration_s"].iloc[0] == pytest.approx(1.0, abs=0.1)
+
+
+def test_build_store_resamples_like_a_peer(tmp_path: Path) -> None:
+    """A 440 Hz tone from 44.1 to 16 kHz: the length, and librosa's samples within 0.002."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
+    _, store = build(manifest_of(write(tmp_path / "a.wav", tone, 44_100)), tmp_path / "cache", 16_000)
+    peer = librosa.resample(tone, orig_sr=44_100, target_sr=16_000, res_type="soxr_vhq")
+    assert len(store.clip(0)) == 16_000
+    np.testing.assert_allclose(store.clip(0)[500:-500], peer[500:-500], atol=2e-3)
+
+
+def test_build_store_takes_the_commonest_rate(tmp_path: Path) -> None:
+    """sample_rate_hz=null is the rate that most clips have."""
+    table = manifest_of(*(write(tmp_path / f"{i}.wav", noise(seed=i), r) for i, r in enumerate((8000, 11025, 8000))))
+    assert build(table, tmp_path / "cache", None)[1].sample_rate_hz == 8000
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda p: p.write_bytes(b""), "the file is empty"),
+    "text": (lambda p: p.write_text("this is no recording, it is text\n" * 20), "not a recording that libsndfile reads"),
+    "header": (lambda p: p.write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt "), "not a recording that libsndfile reads"),
+    "no_samples": (lambda p: write(p, np.zeros(0)), "it has no samples"),
+    "silent": (lambda p: write(p, np.zeros(4000)), "it is silent"),
+    "nan": (lambda p: write(p, np.where(np.arange(4000) == 7, np.nan, noise())), "NaN or infinite"),
+    "one_sample": (lambda p: write(p, np.ones(1)), "data.min_clip_s=0.01"),
+    "ten_minutes": (lambda p: write(p, noise(600 * 8000), subtype="PCM_16"), "600.0 s long, more than data.max_clip_s"),
+    "missing": (lambda p: None, "no such file"),
+    "folder": (lambda p: p.mkdir(), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_build_store_names_a_bad_clip(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By default one bad clip stops the run, by name; skip leaves it out, by name."""
+    make, reason = BAD[kind]
+    make(tmp_path / "bad.wav")
+    table = manifest_of(tmp_path / "bad.wav", write(tmp_path / "good.wav", noise()))
+    with pytest.raises(DataError, match="1 of 2 clips cannot be used") as caught:
+        build(table, tmp_path / "cache")
+    assert "bad.wav" in str(caught.value) and reason in str(caught.value)
+    assert "data.on_bad_clip=skip" in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        kept, store = build(table, tmp_path / "cache", on_bad_clip="skip")
+    assert kept["clip_id"].tolist() == ["good.wav"] and len(store) == 1
+    np.testing.assert_array_equal(store.clip(0), noise())
+    assert "bad.wav" in caplog.text and reason in caplog.text
+
+
+def test_build_store_of_bad_clips_alone_is_an_error(tmp_path: Path) -> None:
+    """Skipping everything is not a corpus."""
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(DataError, match="none of the 1 clips can be used"):
+        build(manifest_of(tmp_path / "a.wav"), tmp_path / "cache", on_bad_clip="skip")
+
+
+def test_build_store_counts_copies_and_refuses_two_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Identical clips are a warning with their number; with different labels an error with their names."""
+    table = manifest_of(write(tmp_path / "a.wav", noise()), write(tmp_path / "b.wav", noise()))
+    with caplog.at_level(logging.WARNING):
+        kept, _ = build(table, tmp_path / "cache")
+    assert "1 clips are byte-identical copies" in caplog.text
+    assert kept["content"].nunique() == 1
+    table.loc[1, "label"] = "b"
+    with pytest.raises(DataError, match=r"different labels: .*a\.wav \(a\), .*b\.wav \(b\)"):
+        build(table, tmp_path / "cache")
+
+
+def test_build_store_is_reused_until_a_file_or_setting_changes(tmp_path: Path) -> None:
+    """The same folder serves again; another rate, another file, another time do not."""
+    path = write(tmp_path / "a.wav", noise())
+    table, cache = manifest_of(path), tmp_path / "cache"
+    _, first = build(table, cache)
+    created = os.stat(first.path / "samples.f32").st_mtime_ns
+    _, again = build(table, cache)
+    assert again.path == first.path and os.stat(again.path / "samples.f32").st_mtime_ns == created
+    assert build(table, cache, 4000)[1].path != first.path
+    write(path, noise(seed=9))
+    os.utime(path, ns=(1, 1))
+    _, changed = build(table, cache)
+    assert changed.path != first.path
+    np.testing.assert_array_equal(changed.clip(0), noise(seed=9))
+
+
+@pytest.mark.parametrize("name", ["samples.f32", "offsets.npy", "clips.csv", "meta.json"])
+def test_build_store_mends_a_store_cut_in_half(tmp_path: Path, name: str) -> None:
+    """A damaged store is noticed and built anew."""
+    table = manifest_of(write(tmp_path / "a.wav", noise()))
+    _, store = build(table, tmp_path / "cache")
+    damaged = store.path / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    _, mended = build(table, tmp_path / "cache")
+    np.testing.assert_array_equal(mended.clip(0), noise())
+
+
+def test_build_store_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear error, no partial store."""
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(waveforms.np, "save", full)
+    table = manifest_of(write(tmp_path / "a.wav", noise()))
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
+        build(table, tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def _build_in_process(arguments: tuple[pd.DataFrame, Path]) -> tuple[str, float]:
+    table, cache = arguments
+    _, store = build(table, cache)
+    return str(store.path), float(np.sum(store.samples))
+
+
+def test_build_store_by_two_processes_at_once(tmp_path: Path) -> None:
+    """Both get the one whole store."""
+    table = manifest_of(*(write(tmp_path / f"{i}.wav", noise(seed=i)) for i in range(200)))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.map(_build_in_process, [(table, tmp_path / "cache")] * 2, chunksize=1)
+    assert results[0] == results[1]
+    assert len(list((tmp_path / "cache").glob("waveforms-*"))) == 2  # the store and its lock
+
+
+@pytest.mark.parametrize("length", [1000, 4000, 6000])
+@pytest.mark.parametrize("place", [None, 0.0, 0.3, 1.0])
+def test_gather_places_and_cuts(tmp_path: Path, length: int, place: float | None) -> None:
+    """A shorter clip keeps all its samples among zeros; a longer one gives a window of itself."""
+    _, store = build(manifest_of(write(tmp_path / "a.wav", noise())), tmp_path / "cache")
+    placed = store.gather(np.array([0]), length, None if place is None else np.array([place]))[0]
+    slack = length - 4000
+    shift = round(abs(slack) * (0.5 if place is None else place))
+    expected = np.zeros(length, dtype=np.float32)
+    if slack >= 0:
+        expected[shift : shift + 4000] = noise()
+    else:
+        expected = noise()[shift : shift + length]
+    np.testing.assert_array_equal(placed, expected)
