@@ -38,7 +38,9 @@ def test_folder_takes_classes_and_speakers_from_names(tmp_path: Path) -> None:
     root = write_tones(tmp_path / "tones", clips=4)
     (root / "low" / "notes.txt").write_text("not audio")
     (root / "low" / ".hidden.wav").write_text("not audio")
-    corpus = corpora.load(data("data=folder", f"data.root={root}", r"data.settings.speaker_pattern='^(?P<speaker>s\d)'"))
+    corpus = corpora.load(
+        data("data=folder", f"data.root={root}", r"data.settings.speaker_pattern='^(?P<speaker>s\d)'")
+    )
     assert corpus.class_names == ("high", "low", "mid")
     assert len(corpus.manifest) == 12
     assert set(corpus.manifest["speaker"]) == {"s0", "s1", "s2", "s3"}
@@ -263,6 +265,7 @@ def test_synthetic_refuses_wrong_settings_and_a_missing_wheel(monkeypatch: pytes
         corpora.load(data("data=synthetic", "data.settings.train_clips=45"))
     with pytest.raises(ConfigError, match=r"unknown config key data.settings.voices"):
         corpora.load(data("data=synthetic", "+data.settings.voices=3"))
+
     def absent(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 

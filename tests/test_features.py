@@ -117,7 +117,7 @@ def test_build_refuses_wrong_settings(change: dict, message: str) -> None:
 
 def test_build_names_what_is_missing() -> None:
     """A feature without its number of coefficients is refused by name."""
-    with pytest.raises(ConfigError, match="feature.n_mfcc is not set"):
+    with pytest.raises(ConfigError, match=r"feature\.n_mfcc is not set"):
         features.build({k: v for k, v in MFCC.items() if k != "n_mfcc"}, RATE_HZ)
-    with pytest.raises(ConfigError, match="feature.n_mfcc=65"):
+    with pytest.raises(ConfigError, match=r"feature\.n_mfcc=65"):
         features.build(MFCC | {"n_mfcc": 65}, RATE_HZ)

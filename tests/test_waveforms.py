@@ -21,9 +21,7 @@ LIMITS = Limits(min_s=0.01, max_s=60)
 
 
 def manifest_of(*paths: Path, label: str = "a") -> pd.DataFrame:
-    rows = [
-        {"clip_id": p.name, "path": str(p), "label": label, "speaker": "", "split": "train"} for p in sorted(paths)
-    ]
+    rows = [{"clip_id": p.name, "path": str(p), "label": label, "speaker": "", "split": "train"} for p in sorted(paths)]
     return pd.DataFrame(rows)
 
 
@@ -75,14 +73,17 @@ def test_build_store_takes_the_commonest_rate(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "the file is empty"),
-    "text": (lambda p: p.write_text("this is no recording, it is text\n" * 20), "not a recording that libsndfile reads"),
+    "text": (
+        lambda p: p.write_text("this is no recording, it is text\n" * 20),
+        "not a recording that libsndfile reads",
+    ),
     "header": (lambda p: p.write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt "), "not a recording that libsndfile reads"),
     "no_samples": (lambda p: write(p, np.zeros(0)), "it has no samples"),
     "silent": (lambda p: write(p, np.zeros(4000)), "it is silent"),
     "nan": (lambda p: write(p, np.where(np.arange(4000) == 7, np.nan, noise())), "NaN or infinite"),
     "one_sample": (lambda p: write(p, np.ones(1)), "data.min_clip_s=0.01"),
     "ten_minutes": (lambda p: write(p, noise(600 * 8000), subtype="PCM_16"), "600.0 s long, more than data.max_clip_s"),
-    "missing": (lambda p: None, "no such file"),
+    "missing": (lambda p: p.unlink(missing_ok=True), "no such file"),
     "folder": (lambda p: p.mkdir(), "cannot be read"),
 }
 

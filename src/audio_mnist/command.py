@@ -49,7 +49,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         validate_train(cfg)  # before the imports below, which take seconds
         from audio_mnist.training import train as train_one
 
-        return train_one(cfg, sweep_dir=sweep_dir, parent_id=sweep_dir and sweep.parent_of(sweep_dir))
+        parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
+        return train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
     except AudioMnistError as error:
         if sweep_dir:  # the other runs of the sweep go on
             raise CompactHydraException(f"error: {error}") from None

@@ -26,14 +26,14 @@ COMBINES = ("mean", "logit_mean", "vote")
 class DataConfig:
     name: str
     group: str
-    root: str | None
-    manifest: str | None
     sample_rate_hz: int | None
     clip_s: float | None
     min_clip_s: float
     max_clip_s: float
     on_bad_clip: str
     cache_dir: str
+    root: str | None = None
+    manifest: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -165,9 +165,9 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
 
 def _typed(schema: type, cfg: DictConfig) -> DictConfig:
     try:
+        missing = OmegaConf.missing_keys(cfg)  # a merge would fill them
         typed = OmegaConf.merge(OmegaConf.structured(schema), cfg)
         OmegaConf.resolve(typed)
-        missing = OmegaConf.missing_keys(typed)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]

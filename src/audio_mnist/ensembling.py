@@ -87,6 +87,4 @@ def compare(first: np.ndarray, second: np.ndarray) -> Paired:
     b_, c_, n_ = b + 0.5, c + 0.5, n + 2
     centre = (b_ - c_) / n_
     reach = norm.ppf(0.975) * np.sqrt((b_ + c_) - (b_ - c_) ** 2 / n_) / n_
-    return Paired(
-        (b - c) / n, float(max(-1, centre - reach)), float(min(1, centre + reach)), float(p), b, c, n
-    )
+    return Paired((b - c) / n, float(max(-1, centre - reach)), float(min(1, centre + reach)), float(p), b, c, n)

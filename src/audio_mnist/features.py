@@ -70,7 +70,7 @@ class LogMel(FrontEnd):
         f_min_hz: float = 0.0,
         f_max_hz: float | None = None,
         top_db: float = 80.0,
-        normalize: str = "minmax",
+        normalize: str = "standard",
     ) -> None:
         super().__init__()
         nyquist = sample_rate_hz / 2
@@ -146,7 +146,7 @@ class MFCC(LogMel):
         f_min_hz: float = 0.0,
         f_max_hz: float | None = None,
         top_db: float = 80.0,
-        normalize: str = "minmax",
+        normalize: str = "standard",
     ) -> None:
         super().__init__(
             sample_rate_hz,
@@ -160,6 +160,7 @@ class MFCC(LogMel):
         )
         if not 1 <= n_mfcc <= n_mels:
             raise ConfigError(f"feature.n_mfcc={n_mfcc}: expected 1 to feature.n_mels ({n_mels})")
+        self.dct: Tensor
         self.register_buffer("dct", torchaudio.functional.create_dct(n_mfcc, n_mels, "ortho"), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
     """Index sets of one run.
 
     Args:
-        manifest: the one that `folds` was made from.
+        manifest: the one that the folds were dealt from.
+        folds: of all clips.
         fold: the scored fold, 0 to count-1.
         selection: "last", "fold", or "inner": one of `inner_folds` parts of the
             training clips, cut as the folds were, is kept to choose the epoch.

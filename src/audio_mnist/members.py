@@ -68,7 +68,9 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
         with tracker.artifact(run.id, tracking.CONFIG) as path:
             config = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(config, dict)
-        members.append(Member(run, run.tags["recipe_fingerprint"], {str(k): v for k, v in config.items()}, config["fold"]))
+        members.append(
+            Member(run, run.tags["recipe_fingerprint"], {str(k): v for k, v in config.items()}, config["fold"])
+        )
     return sorted(members, key=lambda member: (member.config["feature"]["name"] != "mel", member.recipe, member.fold))
 
 
@@ -132,7 +134,9 @@ def probabilities_of(table: pd.DataFrame) -> np.ndarray:
     return table[[c for c in table.columns if c.startswith("p:")]].to_numpy(dtype=np.float64)
 
 
-def check_reproduced(member: Member, corpus: "PreparedCorpus", logged: pd.DataFrame, rows: np.ndarray, p: np.ndarray) -> None:
+def check_reproduced(
+    member: Member, corpus: "PreparedCorpus", logged: pd.DataFrame, rows: np.ndarray, p: np.ndarray
+) -> None:
     """Compares recomputed probabilities (n, C) of the clips `rows` with the logged ones.
 
     Raises:
@@ -162,5 +166,3 @@ def fold_ensemble(tracker: Tracker, runs: Sequence[RunRecord], recipes: int) -> 
             names = np.array([c.removeprefix("p:") for c in tables[0].columns if c.startswith("p:")])
             accuracies[fold] = float((names[p.argmax(axis=1)] == tables[0]["label"].to_numpy()).mean())
     return accuracies
-
-

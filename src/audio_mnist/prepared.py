@@ -64,6 +64,4 @@ def prepare(data: dict) -> PreparedCorpus:
     if clip_s is None:
         clip_s = math.ceil(np.percentile(manifest.loc[is_train, "duration_s"], 95) * 10) / 10
     clip_samples = max(1, round(clip_s * store.sample_rate_hz))
-    return PreparedCorpus(
-        corpus.name, manifest, corpus.class_names, store, clip_samples, corpora.fingerprint(manifest)
-    )
+    return PreparedCorpus(corpus.name, manifest, corpus.class_names, store, clip_samples, corpora.fingerprint(manifest))

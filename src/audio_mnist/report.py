@@ -25,9 +25,7 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     for key, own in flat.items():
         rivals = [other for other in flat.values() if other["feature.name"] == own["feature.name"]]
         differing = sorted(
-            k
-            for k in own
-            if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
+            k for k in own if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
         )
         title = TITLES.get(own["feature.name"], own["feature.name"])
         labels[key] = " ".join([title, *(f"{k}={own[k]}" for k in differing)])

@@ -171,7 +171,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     run = tracker.start(
         "sweep " + time.strftime("%Y-%m-%d %H:%M:%S"),
         kind="sweep",
-        tags={"overrides": " ".join(OmegaConf.to_container(config.hydra.overrides.task) or [])},
+        tags={"overrides": " ".join(map(str, config.hydra.overrides.task))},
         params={},
     )
     (sweep_dir / _FILE).write_text(json.dumps({"run_id": run.id}))
@@ -202,5 +202,3 @@ def _job_overrides(config: DictConfig) -> list[list[str]]:
     fixed = config.hydra.sweeper.get("params") or {}
     given = [f"{key}={value}" for key, value in fixed.items()] + list(config.hydra.overrides.task)
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
-
-

@@ -58,9 +58,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     settings = to_plain(cfg)
     corpus = prepare(settings["data"])
     folds = assign_folds(corpus.manifest, **settings["folds"])
-    split = split_clips(
-        corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds
-    )
+    split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
     if sweep_dir is None:
         for note in folds.notes:
             log.info("note: %s", note)
@@ -68,7 +66,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     seed_everything(cfg.seed, verbose=False)
     classifier, data, trainer_options = _build(settings, corpus, split)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices
-        Trainer(**trainer_options, logger=False, enable_checkpointing=False).fit(classifier, data)
+        with tempfile.TemporaryDirectory(prefix="audio-mnist-") as folder:
+            _fit(settings, classifier, data, trainer_options, Path(folder), logger=False)
         return {}
 
     tracker = tracking.Tracker(cfg.tracking.uri, cfg.tracking.experiment)
@@ -149,28 +148,7 @@ def _fit_and_score(
     selection = settings["selection"]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="audio-mnist-") as folder:
-        callbacks: list[Callback] = []
-        chooser = None
-        if selection != "last":
-            monitor = "selection/loss" if selection == "inner" else "fold/loss"
-            chooser = ModelCheckpoint(
-                folder, filename="best", monitor=monitor, save_weights_only=True, enable_version_counter=False
-            )
-            callbacks.append(chooser)
-        patience = settings["trainer"]["early_stopping_patience"]
-        if patience is not None:
-            callbacks.append(EarlyStopping("selection/loss", patience=patience))
-        if trainer_options["enable_progress_bar"]:
-            callbacks.append(RichProgressBar(leave=False))
-        trainer = Trainer(
-            **trainer_options, logger=EpochLogger(run), callbacks=callbacks, enable_checkpointing=chooser is not None
-        )
-        trainer.fit(classifier, data)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        path = Path(folder) / "best.ckpt"
-        if chooser is None:
-            trainer.save_checkpoint(path, weights_only=True)
+        trainer, path = _fit(settings, classifier, data, trainer_options, Path(folder), logger=EpochLogger(run))
         # the file is scored, not the object in memory: it is what the ensemble will load
         best = load(path)
         best_epoch = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
@@ -186,9 +164,7 @@ def _fit_and_score(
     run.log_text(buffer.getvalue(), tracking.FOLD_PREDICTIONS)
     name, fold = settings["feature"]["name"], settings["fold"]
     title = f"{name}, fold {fold + 1} of {folds.count}: {metrics['accuracy']:.4f} (n = {len(split.fold)})"
-    picture = figures.confusion(
-        corpus.targets()[split.fold], probabilities.argmax(axis=1), corpus.class_names, title
-    )
+    picture = figures.confusion(corpus.targets()[split.fold], probabilities.argmax(axis=1), corpus.class_names, title)
     run.log_figure(picture, "figures/confusion_matrix.png")
     run.end("FINISHED")
     log.info(
@@ -198,6 +174,39 @@ def _fit_and_score(
         " (optimistic: its epoch was chosen on this fold)" if selection == "fold" else "",
     )
     return {f"best/{key}": value for key, value in metrics.items()}
+
+
+def _fit(
+    settings: dict[str, Any],
+    classifier: Classifier,
+    data: ClipDataModule,
+    trainer_options: dict[str, Any],
+    folder: Path,
+    logger: Logger | bool,
+) -> tuple[Trainer, Path]:
+    """Trains; the kept epoch's checkpoint is `folder/best.ckpt`."""
+    callbacks: list[Callback] = []
+    selection = settings["selection"]
+    if selection != "last":
+        monitor = "selection/loss" if selection == "inner" else "fold/loss"
+        callbacks.append(
+            ModelCheckpoint(
+                folder, filename="best", monitor=monitor, save_weights_only=True, enable_version_counter=False
+            )
+        )
+    patience = settings["trainer"]["early_stopping_patience"]
+    if patience is not None:
+        callbacks.append(EarlyStopping("selection/loss", patience=patience))
+    if trainer_options["enable_progress_bar"]:
+        callbacks.append(RichProgressBar(leave=False))
+    trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=selection != "last")
+    trainer.fit(classifier, data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    path = folder / "best.ckpt"
+    if selection == "last":
+        trainer.save_checkpoint(path, weights_only=True)
+    return trainer, path
 
 
 def score_fold(corpus: PreparedCorpus, indices: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -298,5 +307,3 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="GPU available but not used.*")
-
-

@@ -96,7 +96,7 @@ class WaveformStore:
         return batch
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """Why one clip cannot be used."""
 
 
@@ -167,9 +167,7 @@ def build_store(
     return kept, store
 
 
-def _build(
-    manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path
-) -> None:
+def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     for left_behind in folder.parent.glob(f"{folder.name}.*.partial"):
         shutil.rmtree(left_behind)
@@ -210,7 +208,7 @@ def _decoded(paths: list[str], rate_hz: int, limits: Limits) -> Iterator[tuple]:
 def _try_decode(path: str, rate_hz: int, limits: Limits) -> tuple[np.ndarray | None, str, float, str]:
     try:
         samples, content, duration_s = _decode(Path(path), rate_hz, limits)
-    except _Unusable as reason:
+    except _UnusableError as reason:
         return None, "", 0.0, str(reason)
     return samples, content, duration_s, ""
 
@@ -219,34 +217,35 @@ def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, 
     try:
         encoded = path.read_bytes()
     except FileNotFoundError:
-        raise _Unusable("no such file") from None
+        raise _UnusableError("no such file") from None
     except OSError as error:
-        raise _Unusable(f"cannot be read ({error.strerror})") from None
+        raise _UnusableError(f"cannot be read ({error.strerror})") from None
     if not encoded:
-        raise _Unusable("the file is empty (0 bytes)")
+        raise _UnusableError("the file is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(encoded)) as file:
             native_hz = file.samplerate
             if file.frames > limits.max_s * native_hz:
-                raise _Unusable(
-                    f"{file.frames / native_hz:.1f} s long, more than data.max_clip_s={limits.max_s:g}; cut it or raise that"
+                raise _UnusableError(
+                    f"{file.frames / native_hz:.1f} s long, more than data.max_clip_s={limits.max_s:g}; "
+                    "cut it or raise that"
                 )
             samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise _Unusable(f"not a recording that libsndfile reads ({_reason(error)})") from None
+        raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
     if len(samples) == 0:
-        raise _Unusable("it has no samples")
+        raise _UnusableError("it has no samples")
     if not np.isfinite(samples).all():
-        raise _Unusable("it has samples that are NaN or infinite")
+        raise _UnusableError("it has samples that are NaN or infinite")
     duration_s = len(samples) / native_hz
     if duration_s < limits.min_s:
-        raise _Unusable(f"{len(samples)} samples ({duration_s:.4f} s), less than data.min_clip_s={limits.min_s:g}")
+        raise _UnusableError(f"{len(samples)} samples ({duration_s:.4f} s), less than data.min_clip_s={limits.min_s:g}")
     if not samples.any():
-        raise _Unusable("it is silent: every sample is zero")
+        raise _UnusableError("it is silent: every sample is zero")
     if native_hz != rate_hz:
         samples = soxr.resample(samples, native_hz, rate_hz, quality="HQ")
         if len(samples) == 0:
-            raise _Unusable(f"nothing is left of it at {rate_hz} Hz")
+            raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
     return samples.astype(np.float32, copy=False), hashlib.sha256(encoded).hexdigest(), duration_s
 
 

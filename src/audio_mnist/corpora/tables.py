@@ -105,5 +105,3 @@ def _speaker_pattern(text: str | None) -> re.Pattern | None:
     if "speaker" not in pattern.groupindex:
         raise ConfigError(f"data.settings.speaker_pattern={text}: expected a group named speaker, (?P<speaker>...)")
     return pattern
-
-

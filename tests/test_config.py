@@ -1,0 +1,135 @@
+"""The composed config: what overrides give, and what is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from audio_mnist.config import fingerprint, recipe, to_plain, validate_ensemble, validate_train
+from audio_mnist.errors import ConfigError
+from tests.conftest import PROJECT, composed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "expected"),
+    [
+        ([], "data.name", "synthetic"),
+        ([], "feature.name", "mel"),
+        ([], "selection", "last"),
+        ([], "tracking.uri", "sqlite:///mlruns/mlflow.db"),
+        ([], "folds", {"count": 5, "group": "speaker", "seed": 0}),
+        (["data=fsdd"], "folds.group", "none"),
+        (["data=fsdd", "folds.group=speaker", "folds.count=6"], "folds", {"count": 6, "group": "speaker", "seed": 0}),
+        (["data=fsdd400"], "data.settings", {"train_per_class": 40, "draw_seed": 0}),
+        (["data=fsdd400"], "data.name", "fsdd"),
+        (["feature=mfcc"], "feature.n_mfcc", 40),
+        (["model.depth=2"], "model.depth", 2),
+        (["trainer=ddp"], "trainer.strategy", "ddp"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs", 3),
+        (["data=csv", "data.manifest=clips.csv"], "data.manifest", "clips.csv"),
+    ],
+)
+def test_compose_gives(overrides: list[str], key: str, expected: Any) -> None:
+    """One row an override, with the value that it must have."""
+    value = OmegaConf.select(validate_train(composed(*overrides)), key)
+    assert (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+surprise=1"], "unknown config key surprise"),
+        (["+trainer.epochs=1"], "unknown config key trainer.epochs"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs: .*'many'.*Integer"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0: expected 1 or more"),
+        (["trainer.batch_size=1"], "trainer.batch_size=1"),
+        (["trainer.devices=0"], "trainer.devices=0"),
+        (["trainer.threads=0"], "trainer.threads=0"),
+        (["fold=7"], "fold=7 does not exist: folds.count=5, so fold is 0 to 4"),
+        (["fold=-1"], "fold=-1 does not exist"),
+        (["folds.count=1"], "folds.count=1: expected 2 or more"),
+        (["folds.group=take"], "folds.group=take: expected none, speaker or auto"),
+        (["selection=best"], "selection=best: expected one of last, inner, fold"),
+        (["inner_folds=1"], "inner_folds=1"),
+        (["seed=-1"], "seed=-1"),
+        (["data.on_bad_clip=ignore"], "data.on_bad_clip=ignore: expected error or skip"),
+        (["data.sample_rate_hz=0"], "data.sample_rate_hz=0"),
+        (["data.clip_s=0"], "data.clip_s=0"),
+        (["data.min_clip_s=70"], "data.min_clip_s=70"),
+        (["optimizer.name=sgd"], "optimizer.name=sgd"),
+        (["optimizer.schedule=step"], "optimizer.schedule=step"),
+        (["optimizer.lr=0"], "optimizer.lr=0"),
+        (["optimizer.warmup_share=1"], "optimizer.warmup_share=1"),
+        (["optimizer.label_smoothing=1"], "optimizer.label_smoothing=1"),
+        (["trainer.early_stopping_patience=5"], "trainer.early_stopping_patience=5: expected .*selection=inner"),
+        (["data=folder"], "data.root is not set"),
+        (["data=csv"], "data.manifest is not set"),
+    ],
+)
+def test_validate_train_refuses(overrides: list[str], message: str) -> None:
+    """The message names the key, what was got and what was expected."""
+    with pytest.raises(ConfigError, match=message):
+        validate_train(composed(*overrides))
+
+
+def test_validate_train_allows_early_stopping_with_inner() -> None:
+    """Early stopping may watch the selection set."""
+    cfg = validate_train(composed("selection=inner", "trainer.early_stopping_patience=5"))
+    assert cfg.trainer.early_stopping_patience == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [(["run_ids=latest"], "latest"), (["run_ids=[a,b]"], ["a", "b"]), (["run_ids=abc"], ["abc"])],
+)
+def test_validate_ensemble_run_ids(overrides: list[str], expected: Any) -> None:
+    """latest, a list, or one id."""
+    assert validate_ensemble(composed(*overrides, name="ensemble")).run_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"run_ids is not set: give run_ids=latest or run_ids=\[id1,id2,...\]"),
+        (["run_ids=[]"], "run_ids="),
+        (["run_ids={a: 1}"], "run_ids=.*expected latest or a list"),
+        (["run_ids=latest", "combine=median"], "combine=median: expected one of mean, logit_mean, vote"),
+        (["run_ids=latest", "batch_size=0"], "batch_size=0"),
+    ],
+)
+def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
+    """As for training."""
+    with pytest.raises(ConfigError, match=message):
+        validate_ensemble(composed(*overrides, name="ensemble"))
+
+
+def test_recipe_leaves_out_where_things_lie() -> None:
+    """Paths, tracking and display do not make another recipe; a number does."""
+    plain, moved, other = (
+        fingerprint(recipe(to_plain(validate_train(composed(*overrides)))))
+        for overrides in (
+            [],
+            ["tracking.uri=sqlite:////tmp/x.db", "data.cache_dir=/tmp/x", "trainer.progress_bar=false"],
+            ["optimizer.lr=0.1"],
+        )
+    )
+    assert plain == moved != other
+
+
+def test_every_yaml_key_has_a_comment() -> None:
+    """Every value in conf/ says its unit, range or reason (Hydra's own settings and lists of defaults aside)."""
+    silent = []
+    for path in sorted((PROJECT / "conf").rglob("*.yaml")):
+        if "hydra" in path.relative_to(PROJECT / "conf").parts:
+            continue
+        for number, line in enumerate(_own_lines(path), 1):
+            key, _, value = line.partition(":")
+            is_value = value.strip() and not key.lstrip().startswith(("-", "#", "defaults", "name"))
+            if is_value and "#" not in line:
+                silent.append(f"{path.relative_to(PROJECT)}:{number}: {line}")
+    assert silent == []
+
+
+def _own_lines(path: Path) -> list[str]:
+    return path.read_text().split("\nhydra:")[0].splitlines()

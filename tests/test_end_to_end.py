@@ -1,0 +1,411 @@
+"""The commands as a person runs them: a real small sweep of both features, its table, its ensemble, its refusals."""
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from omegaconf import DictConfig
+
+from audio_mnist import combining, features, members, tracking
+from audio_mnist.classifier import Classifier
+from audio_mnist.errors import AudioMnistError, RunError
+from audio_mnist.training import train
+from tests.conftest import PROJECT, composed, run_command, write_tones
+from tests.test_corpora import make_dacon
+
+SWEEP = (
+    *("train.py", "feature=mel,mfcc", "fold=0,1", "folds.count=2", "trainer.max_epochs=3"),
+    *("data.settings.train_clips=60", "data.settings.test_clips=20", "trainer.accelerator=cpu"),
+    "-m",
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep on the embedded corpus."""
+
+    folder: Path
+    output: str
+    ids: list[str]
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlruns/mlflow.db"
+
+    def ensemble(self, *overrides: str) -> DictConfig:
+        return composed(*overrides, f"tracking.uri={self.uri}", name="ensemble")
+
+    def tracker(self) -> tracking.Tracker:
+        return tracking.Tracker(self.uri, "audio-mnist")
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Four runs side by side in a fresh folder, from one command."""
+    folder = tmp_path_factory.mktemp("project")
+    done = run_command(folder, *SWEEP)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ids = re.search(r"python ensemble.py 'run_ids=\[([0-9a-f,]+)\]'", done.stdout)
+    assert ids, done.stdout
+    return Swept(folder, done.stdout, ids[1].split(","))
+
+
+@pytest.fixture
+def copied(swept: Swept, tmp_path: Path) -> Swept:
+    """The sweep's store again, to be damaged."""
+    shutil.copytree(swept.folder / "mlruns", tmp_path / "mlruns")
+    database = tmp_path / "mlruns" / "mlflow.db"
+    with sqlite3.connect(database) as connection:  # artifact addresses are absolute
+        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+            old, new = (f"{folder}/mlruns" for folder in (swept.folder, tmp_path))
+            connection.execute(f"UPDATE {table} SET {column} = REPLACE({column}, ?, ?)", (old, new))
+    return Swept(tmp_path, swept.output, swept.ids)
+
+
+def test_sweep_prints_one_table_and_the_next_command(swept: Swept) -> None:
+    """Rows Mel, MFCC and Ensemble with a column a fold; four lines of runs; the ids of all four."""
+    assert len(swept.ids) == len(set(swept.ids)) == 4
+    for row in ("Mel", "MFCC", "Ensemble"):
+        assert re.search(rf"│ {row} +│ 0\.\d{{4}} │ 0\.\d{{4}} │ 0\.\d{{4}} ± 0\.\d{{4}} │", swept.output), swept.output
+    assert "n = 60 clips in 2 folds" in swept.output
+    assert len(re.findall(r"^(mel|mfcc) fold \d: accuracy", swept.output, re.MULTILINE)) == 4
+    assert "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in swept.output
+
+
+def test_sweep_runs_hang_under_one_parent(swept: Swept) -> None:
+    """One FINISHED parent, four FINISHED children that name it, one fold fingerprint for all."""
+    tracker = swept.tracker()
+    runs = [tracker.get(run_id) for run_id in swept.ids]
+    assert all(run is not None and run.status == "FINISHED" for run in runs)
+    assert len({run.parent_id for run in runs if run}) == 1
+    assert len({run.tags["fold_fingerprint"] for run in runs if run}) == 1
+    assert len({run.tags["config_fingerprint"] for run in runs if run}) == 4
+    parent = tracker.get(next(run.parent_id for run in runs if run) or "")
+    assert parent is not None and parent.status == "FINISHED"
+
+
+def test_sweep_table_agrees_with_its_runs(swept: Swept) -> None:
+    """The printed accuracies are the logged ones, the Ensemble row is the mean of the logged probabilities."""
+    tracker = swept.tracker()
+    tables = {}
+    for run_id in swept.ids:
+        run = tracker.get(run_id)
+        assert run is not None
+        tables[run.name.split()[0], int(run.tags["fold"])] = members.logged_predictions(tracker, run_id)
+        assert f"{run.metrics['best/accuracy']:.4f}" in swept.output
+    row = re.search(r"Ensemble +│ (0\.\d{4}) │ (0\.\d{4})", swept.output)
+    assert row
+    for fold in (0, 1):
+        mel, mfcc = (tables[name, fold] for name in ("mel", "mfcc"))
+        columns = [f"p:{digit}" for digit in range(10)]
+        mean = (mel[columns].to_numpy() + mfcc[columns].to_numpy()) / 2
+        accuracy = np.mean(mean.argmax(axis=1) == mel["label"].astype(int))
+        assert float(row[fold + 1]) == pytest.approx(accuracy, abs=5e-5)
+
+
+def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
+    """run_ids=latest as typed: table, intervals, paired comparison, files, a tracked run under the same parent."""
+    done = run_command(swept.folder, "ensemble.py", "run_ids=latest")
+    assert done.returncode == 0, done.stderr
+    assert "Ensemble less best single" in done.stdout and "exact McNemar p" in done.stdout
+    assert done.stdout.count("95% interval") >= 3
+    tracker = swept.tracker()
+    run = tracker.get(re.search(r"tracked: run (\w+)", done.stdout)[1])  # type: ignore[index]
+    first = tracker.get(swept.ids[0])
+    assert run is not None and first is not None and run.parent_id == first.parent_id
+    assert {"oof/accuracy", "oof/accuracy_low", "oof/accuracy_high", "test/accuracy"} <= set(run.metrics)
+    table = pd.read_csv(re.search(r"written: (\S+predictions.csv)", done.stdout)[1], dtype=str)  # type: ignore[index]
+    oof, test = (table[table["scored"] == kind] for kind in ("out of fold", "test"))
+    assert (len(oof), len(test)) == (60, 20)
+    assert (oof["predicted"] == oof["label"]).mean() == pytest.approx(run.metrics["oof/accuracy"])
+    assert (test["predicted"] == test["label"]).mean() == pytest.approx(run.metrics["test/accuracy"])
+
+
+def test_ensemble_averages_the_members_by_hand(swept: Swept, tmp_path: Path) -> None:
+    """Out of fold, each clip's probabilities are the mean of the two runs that did not train on it."""
+    combining.ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids)}]"), tmp_path)
+    written = pd.read_csv(tmp_path / "predictions.csv", dtype={"label": str}).set_index("clip_id")
+    columns = [f"p:{digit}" for digit in range(10)]
+    logged = pd.concat(members.logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
+    mean = logged.groupby("clip_id")[columns].mean()
+    np.testing.assert_allclose(written.loc[mean.index, columns], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["logit_mean", "vote"])
+def test_ensemble_combines_in_other_ways(swept: Swept, tmp_path: Path, how: str) -> None:
+    """combine= changes the probabilities that are written."""
+    metrics = combining.ensemble(swept.ensemble("run_ids=latest", f"combine={how}"), tmp_path / "other")
+    assert metrics["oof/n"] == 60
+    combining.ensemble(swept.ensemble("run_ids=latest"), tmp_path / "mean")
+    other, mean = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("other", "mean"))
+    assert not np.allclose(other["p:0"], mean["p:0"])
+
+
+def test_ensemble_feeds_each_member_its_own_feature(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An MFCC member never sees Mel input: what enters each net is its own front end's output, to the bit."""
+    seen: dict[str, int] = {"mel": 0, "mfcc": 0}
+    forward = Classifier.forward
+    last: dict[str, torch.Tensor] = {}
+    front_forwards = {name: kind.forward for name, kind in features.FrontEnd.registry.items()}
+    for name, kind in features.FrontEnd.registry.items():
+
+        def recording(self, waveform, name=name):
+            out = front_forwards[name](self, waveform)
+            last["name"], last["out"] = name, out
+            return out
+
+        monkeypatch.setattr(kind, "forward", recording)
+
+    def checked(self: Classifier, x: torch.Tensor) -> torch.Tensor:
+        assert last["name"] == self.hparams["feature"]["name"]
+        assert last["out"] is x
+        seen[self.hparams["feature"]["name"]] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(Classifier, "forward", checked)
+    combining.ensemble(swept.ensemble("run_ids=latest"), tmp_path)
+    assert seen["mel"] > 0 and seen["mfcc"] > 0
+
+
+def test_ensemble_of_one_feature_has_no_comparison(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A cross-validated single feature is its own out-of-fold score."""
+    tracker = swept.tracker()
+    mel = [run_id for run_id in swept.ids if (run := tracker.get(run_id)) and run.name.startswith("mel ")]
+    metrics = combining.ensemble(swept.ensemble(f"run_ids=[{','.join(mel)}]"), tmp_path)
+    printed = capsys.readouterr().out
+    assert "Mel" in printed and "Ensemble" not in printed and "oof/gain" not in metrics
+
+
+def test_ensemble_of_uneven_folds_compares_common_clips(
+    swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where one feature lacks a fold, all are scored on the clips that all have, and the note says so."""
+    metrics = combining.ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids[:3])}]"), tmp_path)
+    assert metrics["oof/n"] == 30
+    assert "compared on the 30 clips that all scored" in capsys.readouterr().out
+
+
+def test_ensemble_refuses_runs_with_id_and_reason(swept: Swept, tmp_path: Path) -> None:
+    """Unknown, named twice, a sweep, unfinished: all of them in one message."""
+    tracker = swept.tracker()
+    first = tracker.get(swept.ids[0])
+    assert first is not None
+    dead = tracker.start("dead", kind="train", tags=first.tags, params={})
+    dead.end("FAILED")
+    ids = [swept.ids[0], "0" * 32, swept.ids[1], swept.ids[1], first.parent_id, dead.id]
+    with pytest.raises(RunError) as caught:
+        combining.ensemble(swept.ensemble(f"run_ids=[{','.join(map(str, ids))}]"), tmp_path)
+    message = str(caught.value)
+    assert message.startswith("4 of the runs cannot join")
+    for run_id, reason in (
+        ("0" * 32, "unknown"),
+        (swept.ids[1], "named twice"),
+        (first.parent_id, "not a training run but a sweep"),
+        (dead.id, "unfinished: its status is FAILED"),
+    ):
+        assert re.search(f"{run_id}: {reason}", message), message
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "reason"),
+    [
+        ("corpus_fingerprint", "feed", "trained on another corpus"),
+        ("fold_fingerprint", "feed", "trained on other folds"),
+        ("classes", "yes,no", "has other labels"),
+        (None, None, "duplicated: the same settings and fold"),
+    ],
+)
+def test_ensemble_refuses_runs_that_do_not_match(
+    swept: Swept, tmp_path: Path, tag: str | None, value: str, reason: str
+) -> None:
+    """Of another corpus, folds or labels, or the same run over again."""
+    tracker = swept.tracker()
+    first = tracker.get(swept.ids[0])
+    assert first is not None
+    tags = first.tags if tag is None else first.tags | {tag: value}
+    other = tracker.start("other", kind="train", tags={k: v for k, v in tags.items() if k != "kind"}, params={})
+    other.end("FINISHED")
+    with pytest.raises(RunError, match=f"{other.id}: .*{reason}"):
+        combining.ensemble(swept.ensemble(f"run_ids=[{swept.ids[0]},{other.id}]"), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "halved", "swapped", "forged"])
+def test_ensemble_refuses_a_damaged_checkpoint(copied: Swept, tmp_path: Path, damage: str) -> None:
+    """Gone, cut in half, another run's, or predictions that it did not make: the run is named."""
+    run_id, other = copied.ids[0], copied.ids[1]
+    artifacts = tmp_path / "mlruns" / "artifacts"
+    path = artifacts / run_id / "artifacts" / "checkpoints" / "best.ckpt"
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "halved":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "swapped":
+        shutil.copy(artifacts / other / "artifacts" / "checkpoints" / "best.ckpt", path)
+    else:
+        predictions = artifacts / run_id / "artifacts" / "fold_predictions.csv"
+        table = pd.read_csv(predictions, dtype={"label": str})
+        table["p:3"] = table["p:3"] + 0.01
+        table.to_csv(predictions, index=False)
+    reason = {"deleted": "cannot be read", "halved": "is damaged"}.get(damage, "gives other probabilities")
+    with pytest.raises(RunError, match=f"run {run_id}: .*{reason}"):
+        combining.ensemble(copied.ensemble("run_ids=latest"), tmp_path / "out")
+
+
+def test_ensemble_refuses_a_corpus_that_changed(tmp_path: Path) -> None:
+    """A clip replaced after training: the fingerprints differ, and the message says so."""
+    root = write_tones(tmp_path / "tones")
+    options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    train(composed(*options, uri))
+    run = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")._search("")[0]
+    soundfile.write(root / "low" / "s0_0.wav", 0.1 * np.ones(2000), 8000)
+    with pytest.raises(RunError, match="the corpus changed since run"):
+        combining.ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
+
+
+def test_ensemble_writes_the_competitions_submission(tmp_path: Path) -> None:
+    """data=dacon: file_name,label in the order of sample_submission.csv; no test score without labels."""
+    root = make_dacon(tmp_path / "dacon")
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    options = ["data=dacon", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
+    for fold in (0, 1):
+        train(composed(*options, uri, f"fold={fold}"))
+    runs = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")._search("")
+    ids = ",".join(run.id for run in runs)
+    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out")
+    assert "test/accuracy" not in metrics
+    submission = pd.read_csv(tmp_path / "out" / "submission.csv", dtype=str)
+    assert submission["file_name"].tolist() == ["002.wav", "000.wav", "003.wav", "001.wav"]
+    assert set(submission["label"]) <= {"0", "1"}
+
+
+def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
+    """A fresh store has no sweep."""
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    with pytest.raises(AudioMnistError, match="run_ids=latest: no sweep with a finished run"):
+        combining.ensemble(composed("run_ids=latest", uri, name="ensemble"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py", "feature=mell"], "Could not find 'feature/mell'"),
+        (["train.py", "feature=mell", "-m"], "Could not find 'feature/mell'"),
+        (["train.py", "nothing=1"], "Key 'nothing' is not in struct"),
+        (["train.py", "+nothing=1"], "error: unknown config key nothing"),
+        (["train.py", "trainer.max_epochs=many"], "error: trainer.max_epochs"),
+        (["train.py", "fold=7"], "error: fold=7 does not exist: folds.count=5, so fold is 0 to 4"),
+        (["train.py", "fold=0,7", "-m"], "error: fold=7 does not exist"),
+        (["train.py", "fold=0,0", "-m"], "error: the sweep names the same run twice"),
+        (["train.py", "data=folder", "data.root=nowhere"], "error: data.root=nowhere: no such folder"),
+        (["train.py", "data=folder", "data.root=nowhere", "fold=0,1", "-m"], "error: data.root=nowhere"),
+        (["train.py", "feature.n_mels=0"], "error: feature.n_mels=0"),
+        (["train.py", "tracking.uri=sqlite:////proc/none/mlflow.db"], "error: tracking.uri=sqlite:////proc/none"),
+        (["ensemble.py"], "error: run_ids is not set"),
+        (["ensemble.py", "run_ids=[feed]"], "feed: unknown: no such run"),
+        (["ensemble.py", "run_ids=latest", "combine=median"], "error: combine=median"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Not zero, what is wrong, no traceback, no run left behind."""
+    done = run_command(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("artifacts/*"))
+
+
+@pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
+def test_commands_help_imports_nothing_heavy(script: str, tmp_path: Path) -> None:
+    """--help neither imports torch nor MLflow."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(PROJECT / script)!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print('HEAVY', sorted({'torch', 'mlflow', 'pytorch_lightning', 'torchaudio'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_sweep_with_a_failing_job_finishes_the_others(tmp_path: Path) -> None:
+    """The failed run has its traceback, the table says which failed, the exit status is not zero."""
+    root = write_tones(tmp_path / "tones")
+    done = run_command(
+        tmp_path,
+        *("train.py", "data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1"),
+        *("trainer.batch_size=4", "trainer.precision=32-true,nonsense", "fold=0,1", "trainer.accelerator=cpu", "-m"),
+    )
+    assert done.returncode != 0
+    assert "2 of 4 runs finished" in done.stdout and done.stdout.count("FAILED, run") == 2
+    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    assert sorted(run.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    failed = next(run for run in runs if run.status == "FAILED")
+    with tracker.artifact(failed.id, "traceback.txt") as path:
+        assert "nonsense" in path.read_text()
+    parents = tracker._search("tags.`audio_mnist.kind` = 'sweep'")
+    assert [parent.status for parent in parents] == ["FAILED"]
+
+
+def test_sweep_survives_the_kill_of_a_worker(tmp_path: Path) -> None:
+    """SIGKILL of one worker: what was finished stays, nothing is left RUNNING, the table says what is missing."""
+    root = write_tones(tmp_path / "tones", clips=40)
+    command = [
+        *(sys.executable, str(PROJECT / "train.py"), "data=folder", f"data.root={root}", "feature=mel,mfcc"),
+        *("folds.count=5", "fold=0,1,2,3,4", "trainer.max_epochs=25", "trainer.accelerator=cpu", "-m"),
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(r"mel fold \d: accuracy", line):  # one run is finished, others are under way
+            break
+    workers = [pid for pid in _descendants(process.pid) if "joblib" in _command_of(pid) or "loky" in _command_of(pid)]
+    workers = [pid for pid in workers if "resource_tracker" not in _command_of(pid)]
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    rest, errors = process.communicate(timeout=200)
+    output = "".join(lines) + rest
+    assert process.returncode != 0
+    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    statuses = [run.status for run in runs]
+    assert "RUNNING" not in statuses and statuses.count("FINISHED") >= 1
+    assert f"{statuses.count('FINISHED')} of 10 runs finished" in output, output + errors
+    assert "not run" in output and "KILLED" in output
+    for run in runs:
+        if run.status == "FINISHED":
+            assert len(members.logged_predictions(tracker, run.id)) == 24
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def _command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")

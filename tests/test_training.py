@@ -1,0 +1,252 @@
+"""A run in this process: what it trains, logs, keeps and leaves when it dies."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from audio_mnist import tracking, training
+from audio_mnist.classifier import Classifier, load
+from audio_mnist.config import to_plain, validate_train
+from audio_mnist.datamodule import ClipDataModule, ShuffledBatches
+from audio_mnist.folds import assign_folds, split_clips
+from audio_mnist.members import logged_predictions, probabilities_of
+from audio_mnist.prepared import PreparedCorpus, prepare
+from tests.conftest import PROJECT, write_tones
+
+Config = Callable[..., DictConfig]
+
+
+def only_run(cfg: DictConfig) -> tuple[tracking.Tracker, tracking.RunRecord]:
+    tracker = tracking.Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    assert len(runs) == 1
+    return tracker, runs[0]
+
+
+def prepared(cfg: DictConfig) -> PreparedCorpus:
+    return prepare(to_plain(validate_train(cfg))["data"])
+
+
+def test_train_logs_what_a_run_must_have(tone_config: Config) -> None:
+    """Metrics an epoch and once, tags, parameters, checkpoint, config, predictions, picture; FINISHED."""
+    cfg = tone_config("trainer.max_epochs=3", "fold=1")
+    metrics = training.train(cfg)
+    tracker, run = only_run(cfg)
+    assert run.status == "FINISHED"
+    assert run.metrics["best/accuracy"] == metrics["best/accuracy"]
+    for name in ("train/loss", "train/accuracy", "fold/loss", "fold/accuracy"):
+        history = tracker._client.get_metric_history(run.id, name)
+        assert [m.step for m in history] == [0, 1, 2], name
+    for name in ("best/accuracy", "best/loss", "best/epoch"):
+        assert len(tracker._client.get_metric_history(run.id, name)) == 1, name
+    params = tracker._client.get_run(run.id).data.params
+    assert params["trainer.max_epochs"] == "3" and params["feature.name"] == "mel" and params["fold"] == "1"
+    assert {"corpus_fingerprint", "fold_fingerprint", "config_fingerprint"} <= set(run.tags)
+    paths = {"config.yaml", "fold_predictions.csv", "checkpoints", "figures"}
+    assert paths <= {item.path for item in tracker._client.list_artifacts(run.id)}
+
+
+def test_train_logged_predictions_are_those_of_its_fold(tone_config: Config) -> None:
+    """Clip ids of the scored fold, one probability a class, the accuracy that was logged."""
+    cfg = tone_config("fold=1", "trainer.max_epochs=2")
+    metrics = training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus = prepared(cfg)
+    folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
+    table = logged_predictions(tracker, run.id)
+    expected = corpus.manifest.iloc[np.flatnonzero(folds.fold_of == 1)]
+    assert table["clip_id"].tolist() == expected["clip_id"].tolist()
+    assert table["label"].tolist() == expected["label"].tolist()
+    assert [c for c in table.columns if c.startswith("p:")] == ["p:high", "p:low", "p:mid"]
+    np.testing.assert_allclose(probabilities_of(table).sum(axis=1), 1, atol=1e-6)
+    assert (table["predicted"] == table["label"]).mean() == metrics["best/accuracy"]
+
+
+def test_train_checkpoint_alone_predicts_the_same(tone_config: Config) -> None:
+    """Opened with weights_only, it holds class names, rate and length, and gives the logged probabilities."""
+    cfg = tone_config("feature=mfcc", "trainer.max_epochs=2")
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus = prepared(cfg)
+    folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        raw = torch.load(path, weights_only=True)
+        assert raw["hyper_parameters"]["class_names"] == ["high", "low", "mid"]
+        assert raw["hyper_parameters"]["sample_rate_hz"] == 8000
+        classifier = load(path)
+    p = classifier.predict_clips(corpus.store, np.flatnonzero(folds.fold_of == 0))
+    np.testing.assert_allclose(p, probabilities_of(logged_predictions(tracker, run.id)), atol=1e-6)
+
+
+def test_train_learns_the_tones(tone_config: Config, tmp_path: Path) -> None:
+    """Three tones far apart are told apart almost always after 100 steps."""
+    root = write_tones(tmp_path / "more", clips=30)
+    cfg = tone_config(f"data.root={root}", "trainer.max_epochs=20", "trainer.batch_size=8")
+    assert training.train(cfg)["best/accuracy"] >= 0.9
+
+
+def test_train_twice_gives_the_same_bits(tone_config: Config, tmp_path: Path) -> None:
+    """Weights and predictions of two runs of one config are equal to the bit."""
+    states = []
+    for name in ("a", "b"):
+        cfg = tone_config(f"tracking.uri=sqlite:///{tmp_path}/{name}/mlflow.db", "trainer.max_epochs=2")
+        training.train(cfg)
+        tracker, run = only_run(cfg)
+        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+            state = torch.load(path, weights_only=True)["state_dict"]
+        with tracker.artifact(run.id, tracking.FOLD_PREDICTIONS) as path:
+            states.append((state, path.read_bytes()))
+    assert all(torch.equal(value, states[1][0][key]) for key, value in states[0][0].items())
+    assert states[0][1] == states[1][1]
+
+
+@pytest.mark.parametrize("selection", ["inner", "fold"])
+def test_train_keeps_the_epoch_of_least_monitored_loss(tone_config: Config, selection: str) -> None:
+    """inner watches its selection set, fold the scored fold, which is tagged optimistic."""
+    cfg = tone_config("trainer.max_epochs=5", f"selection={selection}", "inner_folds=3")
+    metrics = training.train(cfg)
+    tracker, run = only_run(cfg)
+    monitored = "selection/loss" if selection == "inner" else "fold/loss"
+    losses = [m.value for m in tracker._client.get_metric_history(run.id, monitored)]
+    assert run.metrics["best/epoch"] == int(np.argmin(losses))
+    if selection == "fold":
+        assert metrics["best/loss"] == pytest.approx(min(losses), rel=1e-3)
+    assert run.tags["optimistic"] == str(selection == "fold").lower()
+
+
+def test_train_with_last_never_looks_at_the_fold(tone_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other labels in the scored fold give the same weights: it is scored, never used."""
+
+    def weights(uri_name: str) -> dict[str, torch.Tensor]:
+        cfg = tone_config("trainer.max_epochs=2", f"tracking.uri=sqlite:///{tone_config().data.root}/{uri_name}.db")
+        training.train(cfg)
+        tracker, run = only_run(cfg)
+        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+            return torch.load(path, weights_only=True)["state_dict"]
+
+    honest = weights("a/a")
+    original = PreparedCorpus.targets
+
+    def lying(self: PreparedCorpus) -> np.ndarray:
+        targets = original(self)
+        scored = assign_folds(self.manifest, count=2, group="none", seed=0).fold_of == 0
+        targets[scored] = (targets[scored] + 1) % 3
+        return targets
+
+    monkeypatch.setattr(PreparedCorpus, "targets", lying)
+    assert all(torch.equal(value, honest[key]) for key, value in weights("b/b").items())
+
+
+def test_train_early_stopping_ends_the_run_early(tone_config: Config) -> None:
+    """With patience 1 and a learning rate that destroys, not all 40 epochs are trained."""
+    cfg = tone_config(
+        "selection=inner",
+        "inner_folds=3",
+        "trainer.early_stopping_patience=1",
+        "trainer.max_epochs=40",
+        "optimizer.lr=1.0",
+    )
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    assert len(tracker._client.get_metric_history(run.id, "train/loss")) < 40
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("the net fell over"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_train_that_dies_ends_with_its_traceback(
+    tone_config: Config, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
+    """A dead run is FAILED or KILLED, never RUNNING, and says why."""
+
+    def fall(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Classifier, "training_step", fall)
+    cfg = tone_config()
+    with pytest.raises((type(error), SystemExit)):
+        training.train(cfg)
+    tracker, run = only_run(cfg)
+    assert run.status == status
+    with tracker.artifact(run.id, "traceback.txt") as path:
+        assert "Traceback" in path.read_text()
+
+
+def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
+    """(B, 1, T) leaves the loader, (B, 1, F, N) reaches the model; the last incomplete batch is left out."""
+    cfg = validate_train(tone_config())
+    corpus = prepared(cfg)
+    split = split_clips(
+        corpus.manifest, assign_folds(corpus.manifest, count=2, group="none", seed=0), fold=0, selection="last"
+    )
+    data = ClipDataModule(corpus, split, feature=to_plain(cfg)["feature"], batch_size=5, seed=0)
+    batches = list(data.train_dataloader())
+    assert [len(targets) for _, targets in batches] == [5, 5]
+    waveforms, targets = batches[0]
+    assert waveforms.shape == (5, 1, corpus.clip_samples)
+    features, same = data.on_after_batch_transfer((waveforms, targets), 0)
+    assert features.ndim == 4 and features.shape[:3] == (5, 1, 40) and same is targets
+    scored = torch.cat([targets for _, targets in data.val_dataloader()[0]])
+    np.testing.assert_array_equal(scored.numpy(), corpus.targets()[split.fold])
+
+
+def test_shuffled_batches_are_a_function_of_seed_and_epoch() -> None:
+    """An epoch is the same whether or not those before it were drawn; others differ."""
+    sampler = ShuffledBatches(np.arange(100), 10, seed=3)
+
+    def draw(epoch: int) -> list[np.ndarray]:
+        sampler.set_epoch(epoch)
+        return [np.concatenate([rows, place]) for rows, place in sampler if place is not None]
+
+    first = draw(4)
+    draw(0)
+    np.testing.assert_array_equal(first, draw(4))
+    assert not np.array_equal(first, draw(5))
+    rows = np.concatenate([rows for rows, _ in sampler])
+    assert sorted(rows) == list(range(100))
+
+
+def test_predict_clips_batch_equals_singles(tone_config: Config) -> None:
+    """The batch size changes nothing but the speed."""
+    cfg = tone_config()
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus = prepared(cfg)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        classifier = load(path)
+    rows = np.arange(len(corpus.store))
+    together, alone = (classifier.predict_clips(corpus.store, rows, batch_size=size) for size in (24, 1))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_train_on_two_processes(tone_config: Config, tmp_path: Path) -> None:
+    """trainer=ddp: one tracked run, its clips shared by two processes."""
+    cfg = tone_config()
+    done = subprocess.run(
+        [
+            *(sys.executable, str(PROJECT / "train.py"), "data=folder", f"data.root={cfg.data.root}", "folds.count=2"),
+            *("trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.batch_size=4"),
+            f"tracking.uri={cfg.tracking.uri}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "MASTER_ADDR": "127.0.0.1"},
+    )
+    assert done.returncode == 0, done.stderr
+    _, run = only_run(cfg)
+    assert run.status == "FINISHED" and "best/accuracy" in run.metrics
+
+
+def test_run_metrics_are_json_plain(tone_config: Config) -> None:
+    """What train returns can be written down: names and floats."""
+    assert set(json.loads(json.dumps(training.train(tone_config())))) == {"best/accuracy", "best/loss"}
