@@ -1,5 +1,6 @@
 """The command line around the functions: messages, exit statuses, nothing heavy imported."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def run(main: Callable[[], Any]) -> int:
         The exit status.
     """
     status = 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what is finished is kept and reported
     try:
         main()
         status = 0

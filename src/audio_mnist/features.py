@@ -160,7 +160,7 @@ class MFCC(LogMel):
         )
         if not 1 <= n_mfcc <= n_mels:
             raise ConfigError(f"feature.n_mfcc={n_mfcc}: expected 1 to feature.n_mels ({n_mels})")
-        self.dct: Tensor
+        self.dct: Tensor  # (n_mels, n_mfcc)
         self.register_buffer("dct", torchaudio.functional.create_dct(n_mfcc, n_mels, "ortho"), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from audio_mnist import ensembling, tracking
+from audio_mnist.config import to_plain
 from audio_mnist.errors import RunError
 from audio_mnist.tracking import RunRecord, Tracker
 
@@ -65,13 +66,15 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
         raise RunError(f"{len(refused)} of the runs cannot join the ensemble:\n" + "\n".join(lines))
     members = []
     for run in runs:
-        with tracker.artifact(run.id, tracking.CONFIG) as path:
-            config = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(config, dict)
-        members.append(
-            Member(run, run.tags["recipe_fingerprint"], {str(k): v for k, v in config.items()}, config["fold"])
-        )
+        config = config_of(tracker, run.id)
+        members.append(Member(run, run.tags["recipe_fingerprint"], config, config["fold"]))
     return sorted(members, key=lambda member: (member.config["feature"]["name"] != "mel", member.recipe, member.fold))
+
+
+def config_of(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """A training run's whole composed config."""
+    with tracker.artifact(run_id, tracking.CONFIG) as path:
+        return to_plain(OmegaConf.load(path))
 
 
 def _look_up(tracker: Tracker, run_ids: Sequence[str]) -> tuple[list[RunRecord], dict[str, str]]:

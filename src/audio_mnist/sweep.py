@@ -156,11 +156,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         split_clips(corpora[key].manifest, folds, fold=cfg.fold, **inner)
         notes += [note for note in folds.notes if note not in notes]
         clips = int((folds.fold_of >= 0).sum())
-    jobs = []
-    for cfg, job in zip(configs, overrides, strict=True):
-        own = recipe(to_plain(cfg))
-        shared = {k: v for k, v in own.items() if k != "fold"}
-        jobs.append(Job(" ".join(job), fingerprint(own), fingerprint(shared), own, cfg.fold))
+    jobs = [_job(" ".join(job), to_plain(cfg)) for cfg, job in zip(configs, overrides, strict=True)]
     twice = {job.config_fingerprint for job in jobs}
     if len(twice) < len(jobs):
         raise AudioMnistError("the sweep names the same run twice; give each value once")
@@ -184,6 +180,13 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, clips, notes)
 
 
+def _job(overrides: str, config: dict[str, Any]) -> Job:
+    own = recipe(config)
+    return Job(
+        overrides, fingerprint(own), fingerprint({k: v for k, v in own.items() if k != "fold"}), own, own["fold"]
+    )
+
+
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose
     from hydra.errors import HydraException
@@ -196,6 +199,9 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 def _job_overrides(config: DictConfig) -> list[list[str]]:
     """The overrides of every job, as Hydra's basic sweeper deals them out."""
+    sweeper = config.hydra.sweeper["_target_"]
+    if not sweeper.endswith(".BasicSweeper"):
+        raise AudioMnistError(f"hydra/sweeper is {sweeper}: only hydra/sweeper=basic says its runs before they start")
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
