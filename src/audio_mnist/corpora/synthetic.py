@@ -99,7 +99,7 @@ def plan(settings: dict) -> list[dict]:
                     # every voice says every digit before it says one again
                     "voice": of_split[(number // 10) % len(of_split)],
                     "rate_wpm": int(rng.integers(120, 220)),
-                    "pitch": int(rng.integers(20, 80)),
+                    "pitch": int(rng.integers(30, 70)),
                     "range": int(rng.integers(20, 80)),
                     "gain_db": float(rng.uniform(-20, 0)),
                     "snr_db": float(rng.uniform(settings["snr_low_db"], settings["snr_high_db"])),
