@@ -47,6 +47,7 @@ def test_train_logs_what_a_run_must_have(tone_config: Config) -> None:
         assert [m.step for m in history] == [0, 1, 2], name
     for name in ("best/accuracy", "best/loss", "best/epoch"):
         assert len(tracker._client.get_metric_history(run.id, name)) == 1, name
+    assert run.metrics["best/epoch"] == 2  # selection=last
     params = tracker._client.get_run(run.id).data.params
     assert params["trainer.max_epochs"] == "3" and params["feature.name"] == "mel" and params["fold"] == "1"
     assert {"corpus_fingerprint", "fold_fingerprint", "config_fingerprint"} <= set(run.tags)

@@ -131,7 +131,7 @@ def finish() -> int:
     parent = tracker.open(sweep.run_id)
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
-    parent.log_metrics({"sweep/finished_runs": len(finished), "sweep/planned_runs": len(sweep.jobs)})
+    parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.end("FAILED" if unfinished else "FINISHED")
     return len(unfinished)
 

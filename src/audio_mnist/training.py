@@ -86,7 +86,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             "optimistic": str(cfg.selection == "fold").lower(),
             "sweep": parent_id or "",
         },
-        params=settings,
+        params=settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}},
         parent_id=parent_id,
     )
     try:
@@ -151,7 +151,8 @@ def _fit_and_score(
         trainer, path = _fit(settings, classifier, data, trainer_options, Path(folder), logger=EpochLogger(run))
         # the file is scored, not the object in memory: it is what the ensemble will load
         best = load(path)
-        best_epoch = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+        kept = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+        best_epoch = min(kept, trainer.current_epoch - 1)  # counted from 0, as the steps of fold/*
         if trainer.num_devices == 1:
             best = best.to(trainer.strategy.root_device)
         probabilities = best.predict_clips(corpus.store, split.fold)

@@ -39,7 +39,7 @@ VARIANTS = (
     *("victor", "zac"),
 )
 TRAIN_VOICES, TEST_VOICES = 40, 20
-DEFAULTS = {"seed": 0, "train_clips": 400, "test_clips": 200, "snr_low_db": 5.0, "snr_high_db": 30.0}
+DEFAULTS = {"seed": 0, "train_clips": 400, "test_clips": 200, "snr_low_db": 15.0, "snr_high_db": 40.0}
 SAMPLE_RATE_HZ = 20_000
 _INSTALL = "pip install 'audio-mnist[synthetic]'"
 
@@ -98,8 +98,8 @@ def plan(settings: dict) -> list[dict]:
                     "digit": digit,
                     # every voice says every digit before it says one again
                     "voice": of_split[(number // 10) % len(of_split)],
-                    "rate_wpm": int(rng.integers(120, 220)),
-                    "pitch": int(rng.integers(30, 70)),
+                    "rate_wpm": int(rng.integers(110, 260)),
+                    "pitch": int(rng.integers(20, 80)),
                     "range": int(rng.integers(20, 80)),
                     "gain_db": float(rng.uniform(-20, 0)),
                     "snr_db": float(rng.uniform(settings["snr_low_db"], settings["snr_high_db"])),
