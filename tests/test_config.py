@@ -53,6 +53,9 @@ def test_compose_gives(overrides: list[str], key: str, expected: Any) -> None:
         (["selection=best"], "selection=best: expected one of last, inner, fold"),
         (["inner_folds=1"], "inner_folds=1"),
         (["seed=-1"], "seed=-1"),
+        (["folds.seed=-1"], "folds.seed=-1"),
+        (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1"),
+        (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0"),
         (["data.on_bad_clip=ignore"], "data.on_bad_clip=ignore: expected error or skip"),
         (["data.sample_rate_hz=0"], "data.sample_rate_hz=0"),
         (["data.clip_s=0"], "data.clip_s=0"),
@@ -96,6 +99,7 @@ def test_validate_ensemble_run_ids(overrides: list[str], expected: Any) -> None:
         (["run_ids={a: 1}"], "run_ids=.*expected latest or a list"),
         (["run_ids=latest", "combine=median"], "combine=median: expected one of mean, logit_mean, vote"),
         (["run_ids=latest", "batch_size=0"], "batch_size=0"),
+        (["run_ids=latest", "threads=0"], "threads=0"),
     ],
 )
 def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:

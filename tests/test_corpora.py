@@ -75,11 +75,14 @@ def test_csv_takes_relative_and_absolute_paths_and_defaults(tmp_path: Path) -> N
         ("path,label\na.wav,x\nb.wav,\n", r"line 3: the label of b.wav is missing"),
         ("path,label\n,x\n", "line 2: the path is empty"),
         ("path,label,split\na.wav,x,dev\n", "line 2: split is 'dev'"),
+        ("path,label\n\na.wav,x\n\nb.wav,\n", "line 5: the label of b.wav is missing"),
         ("path,label\na.wav,x\na.wav,x\n", "clip a.wav is listed twice"),
         ("path,label\na.wav,x\nb.wav,x\n", "all of class 'x'; at least 2"),
         ("path,label,split\na.wav,x,\nb.wav,y,\nc.wav,z,test\n", r"classes that no training clip has: \['z'\]"),
         ("path,label,split\na.wav,x,test\n", "no training clips"),
         ("path,label\n", "lists no clips"),
+        ("path,label\na.wav,x,\nb.wav,y,\n", "more values than the header"),
+        ("path,label\na,b.wav,x\nc,d.wav,y\n", "more values than the header"),
         ("", "not a readable csv"),
         ('path,label\n"a.wav,x\n', "not a readable csv"),
     ],
@@ -90,6 +93,18 @@ def test_csv_names_the_line_that_is_wrong(tmp_path: Path, text: str, message: st
     table.write_text(text)
     with pytest.raises(DataError, match=message):
         corpora.load(data("data=csv", f"data.manifest={table}"))
+
+
+def test_folder_follows_links_and_counts_what_it_ignores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A class folder may be a link, also one that leads back; files of other suffixes are not silently lost."""
+    root = write_tones(tmp_path / "tones", clips=2)
+    (root / "low").rename(tmp_path / "elsewhere")
+    (root / "low").symlink_to(tmp_path / "elsewhere")
+    (root / "mid" / "loop").symlink_to(root)
+    (root / "mid" / "clip.m4a").write_bytes(b"x")
+    corpus = corpora.load(data("data=folder", f"data.root={root}"))
+    assert corpus.class_names == ("high", "low", "mid") and len(corpus.manifest) == 6
+    assert "1 files are not taken for recordings" in caplog.text
 
 
 def test_csv_of_bytes_or_missing_is_an_error(tmp_path: Path) -> None:
@@ -198,11 +213,17 @@ def test_fsdd_downloads_once_and_refuses_other_recordings(tmp_path: Path, monkey
     try:
         with pytest.raises(DataError, match="checksum is"):
             fsdd.download(tmp_path / "cache")
+        archive = (site / "fsdd.zip").read_bytes()
+        (site / "fsdd.zip").write_text("<html>a page of the network's own</html>")
+        with pytest.raises(DataError, match="could not be downloaded"):
+            fsdd.download(tmp_path / "cache")
+        (site / "fsdd.zip").write_bytes(archive)
         total = hashlib.sha256(f"0_theo_9.wav {hashlib.sha256(clip.read_bytes()).hexdigest()}\n".encode())
         monkeypatch.setattr(fsdd, "SHA256", total.hexdigest())
         folder = fsdd.download(tmp_path / "cache")
     finally:
         server.shutdown()
+    assert not list((tmp_path / "cache").rglob("*.zip"))
     assert (folder / "0_theo_9.wav").read_bytes() == clip.read_bytes()
     assert fsdd.download(tmp_path / "cache") == folder  # the server is gone
 
@@ -219,6 +240,15 @@ def test_fsdd_refuses_other_names(tmp_path: Path) -> None:
     touch(tmp_path / "seven.wav")
     with pytest.raises(DataError, match=r"seven.wav: not a name of this corpus"):
         corpora.load(data("data=fsdd", f"data.root={tmp_path}"))
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "41"])
+def test_fsdd_refuses_a_draw_that_cannot_be(tmp_path: Path, value: str) -> None:
+    """A word, none, or more clips than a digit has."""
+    touch(tmp_path / "1_theo_5.wav")
+    options = ("data=fsdd", f"data.root={tmp_path}", f"data.settings.train_per_class={value}")
+    with pytest.raises((ConfigError, DataError), match=r"data\.settings\.train_per_class="):
+        corpora.load(data(*options))
 
 
 SMALL = ("data.settings.train_clips=60", "data.settings.test_clips=20")

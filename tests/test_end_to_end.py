@@ -314,6 +314,10 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
         (["train.py", "data=folder", "data.root=nowhere"], "error: data.root=nowhere: no such folder"),
         (["train.py", "data=folder", "data.root=nowhere", "fold=0,1", "-m"], "error: data.root=nowhere"),
         (["train.py", "feature.n_mels=0"], "error: feature.n_mels=0"),
+        (["train.py", "model.depth=1,0", "-m"], "error: model.depth=0: expected 1 or more"),
+        (["train.py", "trainer.devices=2", "fold=0,1", "-m"], "error: trainer.devices=2 in a sweep"),
+        (["train.py", "trainer.precision=nonsense"], "error: trainer.accelerator, devices, strategy or precision"),
+        (["train.py", "fold=0,1", "hydra/sweeper=other", "-m"], "Could not find 'hydra/sweeper/other'"),
         (["train.py", "tracking.uri=sqlite:////proc/none/mlflow.db"], "error: tracking.uri=sqlite:////proc/none"),
         (["ensemble.py"], "error: run_ids is not set"),
         (["ensemble.py", "run_ids=[feed]"], "feed: unknown: no such run"),
@@ -328,6 +332,16 @@ def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: lis
     assert message in done.stderr, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not list(tmp_path.rglob("artifacts/*"))
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ["train.py", "fold=0,1", "-m"], ["ensemble.py", "run_ids=latest"]])
+def test_commands_refuse_a_folder_that_cannot_hold_runs(tmp_path: Path, arguments: list[str]) -> None:
+    """A file where mlruns should be: one message, no traceback."""
+    (tmp_path / "mlruns").write_text("in the way")
+    done = run_command(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert "mlruns: expected a folder for runs and logs, found a file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
@@ -352,7 +366,7 @@ def test_sweep_with_a_failing_job_finishes_the_others(tmp_path: Path) -> None:
     done = run_command(
         tmp_path,
         *("train.py", "data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1"),
-        *("trainer.batch_size=4", "trainer.precision=32-true,nonsense", "fold=0,1", "trainer.accelerator=cpu", "-m"),
+        *("trainer.batch_size=4", "optimizer.lr=1e-3,1e38", "fold=0,1", "trainer.accelerator=cpu", "-m"),
     )
     assert done.returncode != 0
     assert "2 of 4 runs finished" in done.stdout and done.stdout.count("FAILED, run") == 2
@@ -361,7 +375,7 @@ def test_sweep_with_a_failing_job_finishes_the_others(tmp_path: Path) -> None:
     assert sorted(run.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     failed = next(run for run in runs if run.status == "FAILED")
     with tracker.artifact(failed.id, "traceback.txt") as path:
-        assert "nonsense" in path.read_text()
+        assert "NaN" in path.read_text()
     parents = tracker._search("tags.`audio_mnist.kind` = 'sweep'")
     assert [parent.status for parent in parents] == ["FAILED"]
 
@@ -400,6 +414,64 @@ def test_sweep_survives_the_kill_of_a_worker(tmp_path: Path) -> None:
     for run in runs:
         if run.status == "FINISHED":
             assert len(members.logged_predictions(tracker, run.id)) == 24
+
+
+def test_sweep_names_why_a_job_was_not_run(tmp_path: Path) -> None:
+    """What only a job itself can find out stands in the sweep's table of what is missing."""
+    root = write_tones(tmp_path / "tones")
+    done = run_command(
+        tmp_path,
+        *("train.py", "data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1"),
+        *("trainer.batch_size=4", "trainer.precision=32-true,nonsense", "hydra/launcher=basic", "-m"),
+    )
+    assert done.returncode != 0
+    assert "1 of 2 runs finished" in done.stdout
+    assert "not run: trainer.accelerator, devices, strategy or precision cannot be had" in done.stdout
+    assert "n = 12 clips in 1 of 2 folds" in done.stdout
+
+
+def test_sweep_is_reported_when_hydra_shows_full_errors(tmp_path: Path) -> None:
+    """HYDRA_FULL_ERROR=1 changes the traceback, not the end of the sweep."""
+    root = write_tones(tmp_path / "tones")
+    command = [sys.executable, str(PROJECT / "train.py"), "data=folder", f"data.root={root}", "folds.count=2"]
+    done = subprocess.run(
+        [*command, "trainer.max_epochs=1", "trainer.batch_size=4", "trainer.precision=nonsense", "fold=0,1", "-m"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+    )
+    assert done.returncode != 0 and "0 of 2 runs finished" in done.stdout
+    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    assert [run.status for run in tracker._search("")] == ["FAILED"]
+
+
+def test_ensemble_joins_members_of_two_sample_rates(tmp_path: Path) -> None:
+    """Each member hears the clips at the rate that it was trained at."""
+    root = write_tones(tmp_path / "tones")
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
+    for rate_hz in (8000, 6000):
+        train(composed(*options, uri, f"data.sample_rate_hz={rate_hz}"))
+    ids = ",".join(run.id for run in tracking.Tracker(uri.partition("=")[2], "audio-mnist")._search(""))
+    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out")
+    assert metrics["oof/n"] == 12
+
+
+def test_ensemble_refuses_a_submission_with_gaps(tmp_path: Path) -> None:
+    """A test clip that was left out cannot be submitted: it is named, and nothing is written."""
+    root = make_dacon(tmp_path / "dacon")
+    (root / "test" / "001.wav").write_bytes(b"")
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    options = ["data=dacon", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
+    train(composed(*options, uri, "data.on_bad_clip=skip"))
+    tracker = tracking.Tracker(uri.partition("=")[2], "audio-mnist")
+    run = tracker._search("")[0]
+    with tracker.artifact(run.id, "left_out.txt") as path:
+        assert path.read_text() == "test/001.wav\n"
+    with pytest.raises(AudioMnistError, match=r"1 clips without a prediction, 001.wav first"):
+        combining.ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def _descendants(pid: int) -> list[int]:

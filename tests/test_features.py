@@ -9,7 +9,9 @@ import soundfile
 import torch
 
 from audio_mnist import features
+from audio_mnist.config import to_plain
 from audio_mnist.errors import ConfigError
+from tests.conftest import composed
 
 MEL = {"name": "mel", "window_ms": 64.0, "hop_ms": 16.0, "n_mels": 40, "normalize": "none"}
 MFCC = {"name": "mfcc", "n_mfcc": 40, "window_ms": 64.0, "hop_ms": 16.0, "n_mels": 64, "normalize": "none"}
@@ -26,6 +28,30 @@ def reference_db(clip: np.ndarray, n_mels: int) -> np.ndarray:
         y=clip.astype(np.float64), sr=RATE_HZ, n_fft=512, hop_length=128, win_length=512, n_mels=n_mels
     )
     return librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=80)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 20_000])
+@pytest.mark.parametrize("name", ["mel", "mfcc"])
+def test_shipped_settings_equal_librosa(name: str, rate_hz: int) -> None:
+    """The features of conf/, at two sample rates, on a decaying noisy tone: within 0.05 dB."""
+    settings = to_plain(composed(f"feature={name}"))["feature"] | {"normalize": "none"}
+    rng = np.random.default_rng(0)
+    t = np.arange(rate_hz) / rate_hz
+    clip = np.exp(-5 * t) * (np.sin(2 * np.pi * 440 * t) + 0.1 * rng.standard_normal(rate_hz))
+    window = round(rate_hz * settings["window_ms"] / 1000)
+    power = librosa.feature.melspectrogram(
+        y=clip,
+        sr=rate_hz,
+        n_fft=2 ** int(np.ceil(np.log2(window))),
+        win_length=window,
+        hop_length=round(rate_hz * settings["hop_ms"] / 1000),
+        n_mels=settings["n_mels"],
+    )
+    theirs = librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=80)
+    if name == "mfcc":
+        theirs = librosa.feature.mfcc(S=theirs, n_mfcc=40)
+    ours = features.build(settings, rate_hz)(torch.from_numpy(clip).float().view(1, 1, -1))[0, 0].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=0.05)
 
 
 def test_logmel_equals_librosa_on_real_clips(real_data: Path) -> None:

@@ -138,6 +138,30 @@ def test_assign_folds_refuses_what_does_not_fit(table: pd.DataFrame, settings: d
         assign_folds(table, **settings, seed=0)
 
 
+def test_assign_folds_auto_refuses_speakers_of_some_clips() -> None:
+    """One clip without a speaker does not silently undo the grouping."""
+    table = manifest()
+    table.loc[4, "speaker"] = ""
+    with pytest.raises(ConfigError, match="speakers are named for 59 of 60 clips"):
+        assign_folds(table, count=2, group="auto", seed=0)
+
+
+def test_assign_folds_refuses_a_class_of_test_copies() -> None:
+    """A class whose every training clip is in the test split too cannot be learnt."""
+    table = manifest(clips=60, test=9)
+    table.loc[table["label"].eq("c1") & table["split"].eq("train"), "content"] = table.loc[1, "content"]
+    with pytest.raises(DataError, match="every training clip of class 'c1' is a byte-identical copy"):
+        assign_folds(table, count=2, group="none", seed=0)
+
+
+def test_split_clips_inner_needs_two_training_speakers() -> None:
+    """Of two speakers one is scored; the other cannot be cut."""
+    table = manifest(speakers=2)
+    folds = assign_folds(table, count=2, group="speaker", seed=0)
+    with pytest.raises(ConfigError, match="selection=inner needs two training speakers"):
+        split_clips(table, folds, fold=0, selection="inner")
+
+
 def test_assign_folds_refuses_a_class_of_one_fold() -> None:
     """A class that one speaker alone says cannot be learnt when that speaker is scored."""
     table = manifest()

@@ -18,7 +18,7 @@ def test_resnet_of_depth_1_is_the_original() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("shape", [(40, 40), (8, 8), (64, 101)])
+@pytest.mark.parametrize("shape", [(40, 40), (8, 8), (64, 101), (40, 1), (7, 9)])
 def test_resnet_forward_and_backward(depth: int, width: int, shape: tuple[int, int]) -> None:
     """Logits of the right shape, finite, with a gradient in every parameter."""
     net = resnet.build({"name": "resnet", "depth": depth, "width": width, "dropout": 0.5}, classes=7)
@@ -34,6 +34,16 @@ def test_resnet_depth_multiplies_blocks_and_width_channels() -> None:
     blocks = [m for m in resnet.ResNet(10, depth=3).modules() if isinstance(m, resnet.ResBlock)]
     assert len(blocks) == 12
     assert resnet.ResNet(10, width=2).output.in_features == 64
+
+
+def test_resblock_has_the_originals_order() -> None:
+    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1; the inner width is the input's."""
+    layers = list(resnet.ResBlock(3, 5).residual)
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds == ["BatchNorm2d", "ReLU", "Conv2d"] * 3
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    assert [c.kernel_size for c in convolutions] == [(1, 1), (3, 3), (1, 1)]
+    assert [c.out_channels for c in convolutions] == [3, 3, 5]
 
 
 def test_resblock_is_its_formula() -> None:

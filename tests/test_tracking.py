@@ -35,7 +35,7 @@ def test_tracker_by_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
         experiments = connection.execute("SELECT name FROM experiments WHERE name = 'audio-mnist'").fetchall()
     assert logged == dict.fromkeys(ids, 50)
     assert len(experiments) == 1
-    assert all(record.status == "FINISHED" for record in map(Tracker(uri, "audio-mnist").get, ids) if record)
+    assert all(record and record.status == "FINISHED" for record in map(Tracker(uri, "audio-mnist").get, ids))
 
 
 def test_tracker_keeps_runs_under_their_sweep(tmp_path: Path) -> None:

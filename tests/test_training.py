@@ -248,6 +248,22 @@ def test_train_on_two_processes(tone_config: Config, tmp_path: Path) -> None:
     assert run.status == "FINISHED" and "best/accuracy" in run.metrics
 
 
+def test_train_on_clips_shorter_than_a_window(tone_config: Config) -> None:
+    """A clip window of 0.05 s, half the front end's, trains and predicts."""
+    assert "best/accuracy" in training.train(tone_config("data.clip_s=0.05"))
+
+
+def test_predict_clips_refuses_another_rate(tone_config: Config) -> None:
+    """A store at another rate than the net's is a mistake, not a prediction."""
+    cfg = tone_config()
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        classifier = load(path)
+    with pytest.raises(ValueError, match="clips at 4000 Hz, but this net was trained at 8000 Hz"):
+        classifier.predict_clips(prepared(tone_config("data.sample_rate_hz=4000")).store, np.arange(2))
+
+
 def test_run_metrics_are_json_plain(tone_config: Config) -> None:
     """What train returns can be written down: names and floats."""
     assert set(json.loads(json.dumps(training.train(tone_config())))) == {"best/accuracy", "best/loss"}

@@ -104,7 +104,14 @@ class Classifier(LightningModule):
 
         Returns:
             (n, C) float32, rows sum to 1.
+
+        Raises:
+            ValueError: the store has another sample rate.
         """
+        if store.sample_rate_hz != self.sample_rate_hz:
+            raise ValueError(
+                f"clips at {store.sample_rate_hz} Hz, but this net was trained at {self.sample_rate_hz} Hz"
+            )
         was_training = self.training
         self.eval()
         front_end = self.front_end()
@@ -112,7 +119,9 @@ class Classifier(LightningModule):
         for start in range(0, len(indices), batch_size):
             rows = indices[start : start + batch_size]
             waveforms = torch.from_numpy(store.gather(rows, self.clip_samples)).unsqueeze(1).to(self.device)
-            logits = self(front_end(waveforms))  # (B, C)
+            # full float32 on a GPU too: predictions must repeat on other hardware
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                logits = self(front_end(waveforms))  # (B, C)
             parts.append(logits.float().softmax(dim=1).cpu().numpy())
         self.train(was_training)
         return np.concatenate(parts)

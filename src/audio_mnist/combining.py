@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from audio_mnist import ensembling, figures, report
 from audio_mnist.config import validate_ensemble
-from audio_mnist.errors import RunError
+from audio_mnist.corpora.tables import read_table
+from audio_mnist.errors import DataError, RunError
 from audio_mnist.folds import Folds, assign_folds, split_clips
 from audio_mnist.members import Member, check_reproduced, find, load_classifier, logged_predictions
 from audio_mnist.prepared import PreparedCorpus, prepare
@@ -53,8 +54,9 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     torch.set_num_threads(cfg.threads)
     tracker = Tracker(cfg.tracking.uri, cfg.tracking.experiment)
     members = find(tracker, cfg.run_ids if cfg.run_ids == "latest" else list(cfg.run_ids))
-    corpus, folds = _corpus_of(members, cfg)
-    said = _predict(tracker, members, corpus, folds, cfg.batch_size)
+    place = {key: value for key, value in cfg.data.items() if value is not None}
+    corpus, folds = _corpus_of(members, place)
+    said = _predict(tracker, members, corpus, folds, cfg.batch_size, place)
     labels = report.member_labels({member.recipe: member.config for member in members})
 
     targets = corpus.targets()
@@ -110,8 +112,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     text += "".join(f"note: {note}\n" for note in notes)
     print("\n" + text, flush=True)
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    files = _write(output_dir, corpus, folds, (common, combined), (said.test_rows, test_combined))
+    root = Path(str(cfg.data.root or members[0].config["data"]["root"]))
+    files = _write(output_dir, root, corpus, folds, (common, combined), (said.test_rows, test_combined))
     parents = {member.run.parent_id for member in members}
     run = tracker.start(
         f"ensemble of {len(members)} ({cfg.combine})",
@@ -134,6 +136,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         for path in files:
             run.log_file(path, path.name)
         title = f"{'Ensemble' if several else next(iter(scores))}, out of fold: {total.accuracy:.4f} (n = {total.n})"
+        title += "\noptimistic: epochs were chosen on these folds" if optimistic else ""
         picture = figures.confusion(targets[common], combined.argmax(axis=1), corpus.class_names, title)
         run.log_figure(picture, "figures/confusion_matrix.png")
     except BaseException:
@@ -144,10 +147,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     return metrics
 
 
-def _corpus_of(members: list[Member], cfg: DictConfig) -> tuple[PreparedCorpus, Folds]:
-    data = dict(members[0].config["data"])
-    data |= {key: value for key, value in cfg.data.items() if value is not None}
-    corpus = prepare(data)
+def _corpus_of(members: list[Member], place: dict) -> tuple[PreparedCorpus, Folds]:
+    corpus = prepare(members[0].config["data"] | place)
     run = members[0].run
     if corpus.fingerprint != run.tags["corpus_fingerprint"]:
         raise RunError(
@@ -161,25 +162,30 @@ def _corpus_of(members: list[Member], cfg: DictConfig) -> tuple[PreparedCorpus, 
 
 
 def _predict(
-    tracker: Tracker, members: list[Member], corpus: PreparedCorpus, folds: Folds, batch_size: int
+    tracker: Tracker, members: list[Member], corpus: PreparedCorpus, folds: Folds, batch_size: int, place: dict
 ) -> Predictions:
     """Every member, with its own front end, on its fold and on the test split."""
     oof: dict[str, np.ndarray] = {}
     test = []
     rows = np.empty(0, dtype=np.int64)
+    stores = {members[0].config["data"]["sample_rate_hz"]: corpus.store}
     for member in tqdm(members, desc="predicting", unit="run", disable=None):
         logged = logged_predictions(tracker, member.run.id)
         classifier = load_classifier(tracker, member)
         if tuple(classifier.class_names) != corpus.class_names:
             raise RunError(f"run {member.run.id}: its checkpoint knows other classes than the corpus has")
+        rate_hz = member.config["data"]["sample_rate_hz"]
+        if rate_hz not in stores:  # the same clips, decoded for this member
+            stores[rate_hz] = prepare(members[0].config["data"] | place | {"sample_rate_hz": rate_hz}).store
+        store = stores[rate_hz]
         split = split_clips(corpus.manifest, folds, fold=member.fold, selection="last")
-        p = classifier.predict_clips(corpus.store, split.fold, batch_size=batch_size)
+        p = classifier.predict_clips(store, split.fold, batch_size=batch_size)
         check_reproduced(member, corpus, logged, split.fold, p)
         if member.recipe not in oof:
             oof[member.recipe] = np.full((len(corpus.manifest), p.shape[1]), np.nan)
         oof[member.recipe][split.fold] = p
         rows = split.test
-        test.append(classifier.predict_clips(corpus.store, rows, batch_size=batch_size))
+        test.append(classifier.predict_clips(store, rows, batch_size=batch_size))
     return Predictions(oof, np.stack(test), rows)
 
 
@@ -190,12 +196,12 @@ def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds
         for label, correct in right.items()
         if several or label != report.ENSEMBLE
     }
-    caption = f"Accuracy on each scored fold; n = {n} clips in {folds.count} folds"
-    return report.render(report.fold_table(rows, shown), caption)
+    return report.render(report.fold_table(rows, shown), report.fold_caption(n, len(shown), folds.count))
 
 
 def _write(
     folder: Path,
+    root: Path,
     corpus: PreparedCorpus,
     folds: Folds,
     scored: tuple[np.ndarray, np.ndarray],
@@ -211,15 +217,21 @@ def _write(
         part["predicted"] = names[p.argmax(axis=1)] if len(rows) else []
         part[[f"p:{name}" for name in names]] = p
         parts.append(part)
-    files = [folder / "predictions.csv"]
-    pd.concat([part for part in parts if len(part)]).to_csv(files[0], index=False, float_format="%.6g")
+    submission = None
     if corpus.name == "dacon":
         submission = parts[1][["clip_id", "predicted"]].rename(columns={"clip_id": "file_name", "predicted": "label"})
         submission["file_name"] = submission["file_name"].str.removeprefix("test/")
-        template = Path(corpus.manifest["path"].iloc[0]).parents[1] / "sample_submission.csv"
+        template = root / "sample_submission.csv"
         if template.exists():  # the competition wants its own order
-            order = pd.read_csv(template, dtype=str)["file_name"]
-            submission = submission.set_index("file_name").loc[order].reset_index()
+            order = read_table(template, "data.root", ("file_name",))["file_name"]
+            submission = submission.set_index("file_name").reindex(order).reset_index()
+            lacking = submission["file_name"][submission["label"].isna()]
+            if len(lacking):
+                raise DataError(f"{template} lists {len(lacking)} clips without a prediction, {lacking.iloc[0]} first")
+    files = [folder / "predictions.csv"]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat([part for part in parts if len(part)]).to_csv(files[0], index=False, float_format="%.6g")
+    if submission is not None:
         files.append(folder / "submission.csv")
         submission.to_csv(files[1], index=False)
     return files

@@ -1,5 +1,6 @@
 """The command line around the functions: messages, exit statuses, nothing heavy imported."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,12 @@ def run(main: Callable[[], Any]) -> int:
     Returns:
         The exit status.
     """
+    problem = (
+        _unwritable(Path("mlruns")) if not any("hydra." in a or a.startswith("--") for a in sys.argv[1:]) else None
+    )
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
     status = 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what is finished is kept and reported
     try:
@@ -35,12 +42,23 @@ def run(main: Callable[[], Any]) -> int:
             print(stop.code, file=sys.stderr)
         else:
             status = stop.code or 0
-    try:
-        unfinished = sweep.finish()
-    except AudioMnistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        unfinished = 1
+    finally:
+        try:
+            unfinished = sweep.finish()
+        except AudioMnistError as error:
+            print(f"error: {error}", file=sys.stderr)
+            unfinished = 1
     return status or int(unfinished > 0)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why Hydra could not make its run folder below `folder`; it would say so in a traceback."""
+    parent = folder if folder.exists() else folder.absolute().parent
+    if not parent.is_dir():
+        return f"{folder.absolute()}: expected a folder for runs and logs, found a file; move it away"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent.absolute()}: cannot be written; mend its permissions or start the command in another folder"
+    return None
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -55,6 +73,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         return train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
     except AudioMnistError as error:
         if sweep_dir:  # the other runs of the sweep go on
+            (Path(hydra.runtime.output_dir) / sweep.ERROR_FILE).write_text(str(error))
             raise CompactHydraException(f"error: {error}") from None
         sys.exit(f"error: {error}")
 

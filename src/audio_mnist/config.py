@@ -120,7 +120,8 @@ def validate_train(cfg: DictConfig) -> DictConfig:
         )
     _require(cfg.selection in SELECTIONS, "selection", cfg.selection, "one of " + ", ".join(SELECTIONS))
     _require(cfg.inner_folds >= 2, "inner_folds", cfg.inner_folds, "2 or more")
-    _require(cfg.seed >= 0, "seed", cfg.seed, "0 or more")
+    for key, seed in (("seed", cfg.seed), ("folds.seed", cfg.folds.seed)):
+        _require(0 <= seed < 2**32, key, seed, "0 to 4294967295")
     data, trainer, optimizer = cfg.data, cfg.trainer, cfg.optimizer
     _require(data.on_bad_clip in ("error", "skip"), "data.on_bad_clip", data.on_bad_clip, "error or skip")
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
@@ -133,6 +134,9 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     _require(optimizer.name in ("adamw", "adam"), "optimizer.name", optimizer.name, "adamw or adam")
     _require(optimizer.schedule in ("one_cycle", "none"), "optimizer.schedule", optimizer.schedule, "one_cycle or none")
     _require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "above 0")
+    _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
+    clip = trainer.gradient_clip_val
+    _require(clip is None or clip > 0, "trainer.gradient_clip_val", clip, "above 0, or null")
     _require(0 < optimizer.warmup_share < 1, "optimizer.warmup_share", optimizer.warmup_share, "between 0 and 1")
     _require(0 <= optimizer.label_smoothing < 1, "optimizer.label_smoothing", optimizer.label_smoothing, "0 to 1")
     patience = trainer.early_stopping_patience
@@ -160,6 +164,7 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
         _require(len(cfg.run_ids) > 0, "run_ids", "[]", "latest or at least one id")
     _require(cfg.combine in COMBINES, "combine", cfg.combine, "one of " + ", ".join(COMBINES))
     _require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
+    _require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
     return cfg
 
 
@@ -216,10 +221,22 @@ def _is_a(value: Any, expected: Any) -> bool:
     if expected in (int, float):
         wide = (int, float) if expected is float else int
         return isinstance(value, wide) and not isinstance(value, bool)
-    return expected is parameter_any or isinstance(value, expected)
+    return expected is inspect.Parameter.empty or isinstance(value, expected)
 
 
-parameter_any = inspect.Parameter.empty
+def check_settings(settings: dict[str, Any], types_: dict[str, Any]) -> None:
+    """Refuses unknown keys and wrong types of `data.settings`.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key, value in settings.items():
+        if key not in types_:
+            raise ConfigError(f"unknown config key data.settings.{key}; this corpus has {', '.join(types_) or 'none'}")
+        if not _is_a(value, types_[key]):
+            raise ConfigError(
+                f"data.settings.{key}={value!r}: expected {getattr(types_[key], '__name__', types_[key])}"
+            )
 
 
 def to_plain(cfg: Any) -> dict[str, Any]:

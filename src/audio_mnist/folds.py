@@ -76,6 +76,12 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
     rows = table.index.to_numpy()
     speakers_known = bool((table["speaker"] != "").all())
     if group == "auto":
+        named = int((table["speaker"] != "").sum())
+        if 0 < named < len(table):
+            raise ConfigError(
+                f"speakers are named for {named} of {len(table)} clips: name the others too, or set folds.group=none "
+                "(scores then hold for these speakers, not for new ones)"
+            )
         group = "speaker" if speakers_known else "none"
     if group == "speaker" and not speakers_known:
         unknown = table.loc[table["speaker"] == "", "clip_id"].iloc[0]
@@ -104,6 +110,9 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
         fold_of[rows[excluded]] = EXCLUDED
 
     dealt = table[~is_test & ~excluded]
+    lost = set(table["label"][~is_test]) - set(dealt["label"])
+    if lost:
+        raise DataError(f"every training clip of class {min(lost)!r} is a byte-identical copy of a test clip")
     fold_of[dealt.index.to_numpy()] = _deal(dealt, count=count, by_speaker=group == "speaker", seed=seed)
     _check_classes(dealt, fold_of[dealt.index.to_numpy()], count)
     if group == "none" and speakers_known and dealt["speaker"].nunique() > 1:
@@ -138,7 +147,13 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
     if selection == "inner":
         part = manifest.iloc[train].sort_values("clip_id", kind="stable")
         if folds.group == "speaker":  # a whole speaker where there are few
-            inner_folds = min(inner_folds, part["speaker"].nunique())
+            groups = _joined_groups(part["speaker"].to_numpy(), part["content"].to_numpy())
+            inner_folds = min(inner_folds, len(np.unique(groups)))
+            if inner_folds < 2:
+                raise ConfigError(
+                    "selection=inner needs two training speakers, one of them to choose the epoch by, and fold="
+                    f"{fold} leaves one; raise folds.count or set selection=last"
+                )
         try:
             inner = _deal(part, count=inner_folds, by_speaker=folds.group == "speaker", seed=folds.seed)
             _check_classes(part, inner, inner_folds)
@@ -154,9 +169,9 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
 def _deal(table: pd.DataFrame, *, count: int, by_speaker: bool, seed: int) -> np.ndarray:
     """(rows,) fold numbers; `table` is sorted by clip_id."""
     labels = table["label"].to_numpy()
-    smallest = table["label"].value_counts()
-    if len(smallest) < 2:
-        raise DataError(f"the corpus has {len(smallest)} class: at least 2 are needed to train a classifier")
+    classes = table["label"].nunique()
+    if classes < 2:
+        raise DataError(f"the corpus has {classes} class: at least 2 are needed to train a classifier")
     dealt = np.full(len(table), -1, dtype=np.int64)
     if not by_speaker:
         # one clip stands for all that have its bytes

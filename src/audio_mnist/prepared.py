@@ -23,6 +23,7 @@ class PreparedCorpus:
         store: their samples; clip i is row i of the manifest.
         clip_samples: T, the window that clips are placed in.
         fingerprint: of the clips' bytes, labels, speakers and splits.
+        left_out: ids of clips that could not be used (data.on_bad_clip=skip).
     """
 
     name: str
@@ -31,6 +32,7 @@ class PreparedCorpus:
     store: WaveformStore
     clip_samples: int
     fingerprint: str
+    left_out: tuple[str, ...] = ()
 
     def targets(self) -> np.ndarray:
         """(clips,) int64 class numbers, -1 where the label is unknown."""
@@ -64,4 +66,6 @@ def prepare(data: dict) -> PreparedCorpus:
     if clip_s is None:
         clip_s = math.ceil(np.percentile(manifest.loc[is_train, "duration_s"], 95) * 10) / 10
     clip_samples = max(1, round(clip_s * store.sample_rate_hz))
-    return PreparedCorpus(corpus.name, manifest, corpus.class_names, store, clip_samples, corpora.fingerprint(manifest))
+    left_out = tuple(sorted(set(corpus.manifest["clip_id"]) - set(manifest["clip_id"])))
+    print_of = corpora.fingerprint(manifest)
+    return PreparedCorpus(corpus.name, manifest, corpus.class_names, store, clip_samples, print_of, left_out)

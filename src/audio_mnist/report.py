@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from audio_mnist.ensembling import Paired, Score
 
@@ -47,8 +48,14 @@ def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[in
     for label, cells in rows.items():
         values = [v for v in cells.values() if isinstance(v, float)]
         shown = [_cell(cells.get(fold, "-")) for fold in folds]
-        table.add_row(label, *shown, mean_sd(values), style="bold" if label == ENSEMBLE else "")
+        table.add_row(Text(label), *shown, mean_sd(values), style="bold" if label == ENSEMBLE else "")
     return table
+
+
+def fold_caption(clips: int, scored: int, count: int) -> str:
+    """What stands under a fold table."""
+    folds = f"{count} folds" if scored == count else f"{scored} of {count} folds"
+    return f"Accuracy on each scored fold; n = {clips} clips in {folds}"
 
 
 def mean_sd(values: Sequence[float]) -> str:
@@ -65,7 +72,7 @@ def score_table(rows: Mapping[str, Score]) -> Table:
         table.add_column(name, justify="left" if name == "" else "right")
     for label, s in rows.items():
         style = "bold" if label == ENSEMBLE else ""
-        table.add_row(label, f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), style=style)
+        table.add_row(Text(label), f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), style=style)
     return table
 
 
@@ -81,7 +88,7 @@ def paired_line(first: str, second: str, result: Paired) -> str:
 def render(*parts: Table | str) -> str:
     """Plain text, as wide as it needs to be."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=400, color_system=None)
+    console = Console(file=buffer, width=100_000, color_system=None)  # tables are as wide as their content
     for part in parts:
         if isinstance(part, str):
             buffer.write(part + "\n")

@@ -49,7 +49,8 @@ class ResNet(nn.Module):
         dropout: before the last layer, 0 to 1.
         in_channels: channels of the input feature.
 
-    Shape: (B, in_channels, F, N) -> (B, C), F and N at least 8 each.
+    Shape: (B, in_channels, F, N) -> (B, C). Fewer than 8 bins or frames are
+    padded with zeros to 8, which the three poolings need.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -83,6 +84,7 @@ class ResNet(nn.Module):
         self.output = nn.Linear(2 * w, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, max(0, 8 - x.shape[3]), 0, max(0, 8 - x.shape[2])))
         x = self.stem(x)  # (B, 16w, F, N)
         x = self.stages(x)  # (B, 64w, F/8, N/8)
         x = x.mean(dim=(2, 3))  # (B, 64w); adaptive pooling has no deterministic backward on CUDA

@@ -7,8 +7,10 @@ sweep's folder, which works with any launcher that shares the file system.
 
 import json
 import logging
+import shlex
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from audio_mnist.errors import AudioMnistError
 
 log = logging.getLogger(__name__)
 _FILE = "sweep.json"
+ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class _Sweep:
     uri: str
     experiment: str
     jobs: list[Job]
-    clips: int
+    folder: Path
+    caption: str
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -62,6 +66,9 @@ class SweepCallback(Callback):
             _current = _start(config, str(kwargs.get("config_name") or "train"))
         except AudioMnistError as error:
             sys.exit(f"error: {error}")
+        except Exception:  # a fault of ours, which Hydra would make a warning of
+            traceback.print_exc()
+            sys.exit(1)
 
 
 def parent_of(sweep_dir: Path) -> str | None:
@@ -94,14 +101,18 @@ def finish() -> int:
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished = [], []
-    for job in sweep.jobs:
+    for number, job in enumerate(sweep.jobs):
         found = by_job.get(job.config_fingerprint)
         if found and found.status == "FINISHED":
             rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
             finished.append(found)
         else:
             rows[labels[job.recipe_fingerprint]][job.fold] = found.status if found else "not run"
-            reason = f"{found.status}, run {found.id}: {found.tags.get('error', '')}" if found else "not run"
+            if found:
+                reason = f"{found.status}, run {found.id}: {found.tags.get('error', '')}"
+            else:
+                why = sweep.folder / str(number) / ERROR_FILE
+                reason = f"not run: {why.read_text()}" if why.exists() else "not run"
             unfinished.append(f"  {job.overrides}: {reason}")
     if len(rows) > 1:
         from audio_mnist.members import fold_ensemble
@@ -110,16 +121,15 @@ def finish() -> int:
         if not rows[report.ENSEMBLE]:
             del rows[report.ENSEMBLE]
     folds = sorted({job.fold for job in sweep.jobs})
-    count = sweep.jobs[0].recipe["folds"]["count"]
-    caption = f"Accuracy on each scored fold; n = {sweep.clips} clips in {count} folds"
     notes = list(sweep.notes)
     if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
-    text = [report.render(report.fold_table(rows, folds), caption), *(f"note: {note}" for note in notes)]
+    text = [report.render(report.fold_table(rows, folds), sweep.caption), *(f"note: {note}" for note in notes)]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
     text.append(total + (":" if unfinished else ""))
     text += unfinished
-    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={sweep.uri}"
+    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(sweep.uri)}"
+    where += "" if sweep.experiment == "audio-mnist" else f" tracking.experiment={shlex.quote(sweep.experiment)}"
     if finished:
         ids = ",".join(run.id for run in finished)
         text.append(f"combine them: python ensemble.py 'run_ids=[{ids}]'{where}")
@@ -137,7 +147,7 @@ def finish() -> int:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    from audio_mnist import tracking
+    from audio_mnist import features, report, resnet, tracking
     from audio_mnist.folds import assign_folds, split_clips
     from audio_mnist.prepared import PreparedCorpus, prepare
 
@@ -145,21 +155,33 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     configs = [validate_train(_compose(config_name, job)) for job in overrides]
     corpora: dict[str, PreparedCorpus] = {}
     notes: list[str] = []
-    clips = 0
+    scored: dict[tuple[str, int], int] = {}  # (folds, fold) -> clips
+    counts = set()
     for cfg in configs:
         plain = to_plain(cfg)
+        if cfg.trainer.devices > 1:
+            raise AudioMnistError(
+                f"trainer.devices={cfg.trainer.devices} in a sweep: a run on several devices starts its own processes; "
+                "train it without -m"
+            )
         key = fingerprint(plain["data"])
         if key not in corpora:
             corpora[key] = prepare(plain["data"])
-        folds = assign_folds(corpora[key].manifest, **plain["folds"])
-        inner = {"selection": cfg.selection, "inner_folds": cfg.inner_folds}
-        split_clips(corpora[key].manifest, folds, fold=cfg.fold, **inner)
+        corpus = corpora[key]
+        features.build(plain["feature"], corpus.store.sample_rate_hz)
+        resnet.build(plain["model"], len(corpus.class_names))
+        folds = assign_folds(corpus.manifest, **plain["folds"])
+        split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
         notes += [note for note in folds.notes if note not in notes]
-        clips = int((folds.fold_of >= 0).sum())
+        scored[folds.fingerprint, cfg.fold] = len(split.fold)
+        counts.add(folds.count)
     jobs = [_job(" ".join(job), to_plain(cfg)) for cfg, job in zip(configs, overrides, strict=True)]
     twice = {job.config_fingerprint for job in jobs}
     if len(twice) < len(jobs):
-        raise AudioMnistError("the sweep names the same run twice; give each value once")
+        raise AudioMnistError(
+            "the sweep names the same run twice; give each value once (where the clips lie does not make another run: "
+            "sweep one data.root or data.manifest at a time)"
+        )
     first = configs[0]
     tracker = tracking.Tracker(first.tracking.uri, first.tracking.experiment)
     sweep_dir = Path(config.hydra.sweep.dir)
@@ -171,13 +193,17 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         params={},
     )
     (sweep_dir / _FILE).write_text(json.dumps({"run_id": run.id}))
+    if len(counts) == 1:
+        caption = report.fold_caption(sum(scored.values()), len(scored), counts.pop())
+    else:  # several ways to cut folds in one sweep
+        caption = f"Accuracy on each scored fold, of {' or '.join(map(str, sorted(counts)))} folds"
     corpus = next(iter(corpora.values()))
     log.info(
         "%d runs on %s: %d clips, %d classes, %d Hz, %d at a time; logs in %s",
-        *(len(jobs), corpus.name, clips, len(corpus.class_names), corpus.store.sample_rate_hz),
+        *(len(jobs), corpus.name, len(corpus.manifest), len(corpus.class_names), corpus.store.sample_rate_hz),
         *(OmegaConf.select(config, "hydra.launcher.n_jobs", default=1), sweep_dir),
     )
-    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, clips, notes)
+    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes)
 
 
 def _job(overrides: str, config: dict[str, Any]) -> Job:

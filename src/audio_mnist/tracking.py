@@ -47,7 +47,6 @@ class RunRecord:
     name: str
     status: str
     parent_id: str | None
-    start_ms: int
     tags: dict[str, str]
     metrics: dict[str, float]
 
@@ -67,8 +66,8 @@ class Tracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         try:
+            artifacts = _prepare_sqlite(uri) if uri.startswith("sqlite") else None
             with _mlflow_errors(f"tracking.uri={uri}"):
-                artifacts = _prepare_sqlite(uri) if uri.startswith("sqlite") else None
                 self._client = _client(uri)
                 self.experiment_id = self._find_or_create(experiment, artifacts)
         except OSError as error:
@@ -205,39 +204,45 @@ class Run:
         """Sends the metrics that wait."""
         while self._waiting:
             part, self._waiting = self._waiting[:1000], self._waiting[1000:]  # MLflow's limit for one call
-            self._client.log_batch(self.id, metrics=part)
+            with self._errors():
+                self._client.log_batch(self.id, metrics=part)
         self._sent_at = time.monotonic()
 
     def set_tag(self, key: str, value: str) -> None:
         """Sets a tag of `PREFIX`, cut at MLflow's 5,000 characters."""
-        self._client.set_tag(self.id, PREFIX + key, value[:5000])
+        with self._errors():
+            self._client.set_tag(self.id, PREFIX + key, value[:5000])
 
     def log_file(self, path: Path, name: str) -> None:
         """Copies a local file to the artifact path `name`."""
         folder, _, leaf = name.rpartition("/")
-        if path.name == leaf:
-            self._client.log_artifact(self.id, str(path), folder or None)
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            renamed = shutil.copyfile(path, Path(temporary) / leaf)
+        with self._errors(), tempfile.TemporaryDirectory() as temporary:
+            renamed = path if path.name == leaf else shutil.copyfile(path, Path(temporary) / leaf)
             self._client.log_artifact(self.id, str(renamed), folder or None)
 
     def log_text(self, text: str, name: str) -> None:
         """Writes a text artifact."""
-        self._client.log_text(self.id, text, name)
+        with self._errors():
+            self._client.log_text(self.id, text, name)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Writes a picture artifact."""
-        self._client.log_figure(self.id, figure, name)
+        with self._errors():
+            self._client.log_figure(self.id, figure, name)
 
     def note(self, markdown: str) -> None:
         """Sets the description shown on the run's page."""
-        self._client.set_tag(self.id, "mlflow.note.content", markdown)
+        with self._errors():
+            self._client.set_tag(self.id, "mlflow.note.content", markdown)
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
         self.flush()
-        self._client.set_terminated(self.id, status)
+        with self._errors():
+            self._client.set_terminated(self.id, status)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _mlflow_errors(f"run {self.id}")
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -294,7 +299,7 @@ def _mlflow_errors(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"{what}: the tracking store cannot be used ({reason})") from None
 
@@ -306,7 +311,6 @@ def _record(run: Any) -> RunRecord:
         name=run.info.run_name,
         status=run.info.status,
         parent_id=tags.get(_PARENT),
-        start_ms=run.info.start_time,
         tags={key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)},
         metrics=dict(run.data.metrics),
     )

@@ -23,12 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import log_loss
 
 from audio_mnist import figures, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
 from audio_mnist.datamodule import ClipDataModule
+from audio_mnist.errors import ConfigError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.prepared import PreparedCorpus, prepare
 
@@ -56,6 +58,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             cfg.data[key] = str(Path(cfg.data[key]).expanduser().resolve())
     _quieten()
     settings = to_plain(cfg)
+    if sweep_dir is not None:  # the sweep has said it once
+        logging.getLogger("audio_mnist.waveforms").setLevel(logging.ERROR)
     corpus = prepare(settings["data"])
     folds = assign_folds(corpus.manifest, **settings["folds"])
     split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
@@ -92,6 +96,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     try:
         with _ending_on_sigterm(), _gpu_of_its_own(trainer_options, sweep_dir):
             run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
+            if corpus.left_out:
+                run.log_text("\n".join(corpus.left_out) + "\n", "left_out.txt")
             return _fit_and_score(run, settings, corpus, folds, split, classifier, data, trainer_options)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -132,6 +138,11 @@ def _build(
         "enable_model_summary": False,
         "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
     }
+    try:
+        Trainer(**options, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"trainer.accelerator, devices, strategy or precision cannot be had: {reason}") from None
     return classifier, data, options
 
 
@@ -165,6 +176,7 @@ def _fit_and_score(
     run.log_text(buffer.getvalue(), tracking.FOLD_PREDICTIONS)
     name, fold = settings["feature"]["name"], settings["fold"]
     title = f"{name}, fold {fold + 1} of {folds.count}: {metrics['accuracy']:.4f} (n = {len(split.fold)})"
+    title += "\noptimistic: its epoch was chosen on this fold" if selection == "fold" else ""
     picture = figures.confusion(corpus.targets()[split.fold], probabilities.argmax(axis=1), corpus.class_names, title)
     run.log_figure(picture, "figures/confusion_matrix.png")
     run.end("FINISHED")
@@ -201,9 +213,12 @@ def _fit(
     if trainer_options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
     trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=selection != "last")
-    trainer.fit(classifier, data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(classifier, data)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning exits on Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
     path = folder / "best.ckpt"
     if selection == "last":
         trainer.save_checkpoint(path, weights_only=True)

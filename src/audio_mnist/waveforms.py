@@ -64,10 +64,6 @@ class WaveformStore:
         """(T_i,) samples of one clip."""
         return self.samples[self.offsets[index] : self.offsets[index + 1]]
 
-    def lengths(self) -> np.ndarray:
-        """(clips,) number of samples of each."""
-        return np.diff(self.offsets)
-
     def gather(self, indices: np.ndarray, length: int, place: np.ndarray | None = None) -> np.ndarray:
         """Clips placed in windows of one length.
 
@@ -105,8 +101,8 @@ def build_store(
 ) -> tuple[pd.DataFrame, WaveformStore]:
     """The clips of `manifest`, decoded once.
 
-    The store is looked up by every file's path, size and time and by the
-    settings, so any change builds another. Two processes may ask at once.
+    The store is looked up by every file's path, size and modification time and
+    by the settings, so a change of any of these builds another. Two processes may ask at once.
 
     Args:
         manifest: columns of `corpora.Corpus.manifest`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from audio_mnist.config import check_settings
 from audio_mnist.errors import ConfigError, DataError
 
 COLUMNS = ["clip_id", "path", "label", "speaker", "split"]
@@ -39,16 +40,18 @@ def load(data: dict) -> Corpus:
     """
     from audio_mnist.corpora import dacon, fsdd, synthetic, tables
 
-    readers = {
-        "synthetic": synthetic.read,
-        "fsdd": fsdd.read,
-        "dacon": dacon.read,
-        "folder": tables.read_folder,
-        "csv": tables.read_csv,
+    readers: dict[str, tuple] = {  # how it is read, types of its settings
+        "synthetic": (synthetic.read, synthetic.SETTINGS),
+        "fsdd": (fsdd.read, fsdd.SETTINGS),
+        "dacon": (dacon.read, {}),
+        "folder": (tables.read_folder, {"speaker_pattern": str | None}),
+        "csv": (tables.read_csv, {}),
     }
     if data["name"] not in readers:
         raise ConfigError(f"data.name={data['name']}: expected one of {', '.join(readers)}")
-    rows = readers[data["name"]](data)
+    read, settings = readers[data["name"]]
+    check_settings(data["settings"], settings)
+    rows = read(data)
     manifest = pd.DataFrame(rows, columns=COLUMNS).astype(str)
     manifest = manifest.sort_values("clip_id", kind="stable", ignore_index=True)
     repeated = manifest["clip_id"][manifest["clip_id"].duplicated()]

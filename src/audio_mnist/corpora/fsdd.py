@@ -5,18 +5,21 @@ Files are `{digit}_{speaker}_{take}.wav`. Takes 0 to 4 are the official test spl
 
 import hashlib
 import re
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
 from audio_mnist.corpora import required_root
-from audio_mnist.errors import DataError
+from audio_mnist.errors import ConfigError, DataError
 
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
 # of the recordings rather than of the archive, whose bytes the host may compress anew
 SHA256 = "dbd573d7cafe79c4b49f65718115e1304e24e067fa39eff18a660dc6cb9c360f"
+SETTINGS = {"train_per_class": int | None, "draw_seed": int}
 NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<take>[0-9]+)\.wav")
 
 
@@ -45,6 +48,9 @@ def read(data: dict) -> list[tuple]:
     per_class = data["settings"]["train_per_class"]
     if per_class is None:
         return [(p.name, str(p), digit, who, "test" if take < 5 else "train") for p, digit, who, take in clips]
+    for key, least in (("train_per_class", 1), ("draw_seed", 0)):
+        if data["settings"][key] < least:
+            raise ConfigError(f"data.settings.{key}={data['settings'][key]}: expected {least} or more")
     drawn: set[Path] = set()
     rng = np.random.default_rng(data["settings"]["draw_seed"])
     for digit in sorted({clip[1] for clip in clips}):
@@ -72,21 +78,23 @@ def download(cache_dir: Path) -> Path:
             done = target / "checked"
             recordings = target / "unpacked" / f"free-spoken-digit-dataset-{COMMIT}" / "recordings"
             if not done.exists():
-                pooch.retrieve(
-                    URL,
-                    known_hash=None,  # the recordings are checked below
-                    fname="fsdd.zip",
-                    path=target,
-                    processor=pooch.Unzip(extract_dir="unpacked"),
-                    progressbar=True,
-                )
-                got = digest(recordings)
-                if got != SHA256:
-                    (target / "fsdd.zip").unlink()
-                    raise DataError(f"{URL}: the recordings' checksum is {got}, expected {SHA256}; try again")
-                (target / "fsdd.zip").unlink()
-                done.touch()
-    except (OSError, ValueError) as error:
+                try:
+                    pooch.retrieve(
+                        URL,
+                        known_hash=None,  # the recordings are checked below
+                        fname="fsdd.zip",
+                        path=target,
+                        processor=pooch.Unzip(extract_dir="unpacked"),
+                        progressbar=True,
+                    )
+                    got = digest(recordings)
+                    if got != SHA256:
+                        shutil.rmtree(target / "unpacked")
+                        raise DataError(f"{URL}: the recordings' checksum is {got}, expected {SHA256}; try again")
+                    done.touch()
+                finally:
+                    (target / "fsdd.zip").unlink(missing_ok=True)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"FSDD could not be downloaded from {URL} ({error}); download and unpack it by hand, then data.root=FOLDER"
         ) from None

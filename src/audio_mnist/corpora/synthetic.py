@@ -39,6 +39,7 @@ VARIANTS = (
     *("victor", "zac"),
 )
 TRAIN_VOICES, TEST_VOICES = 40, 20
+SETTINGS = {"seed": int, "train_clips": int, "test_clips": int, "snr_low_db": float, "snr_high_db": float}
 DEFAULTS = {"seed": 0, "train_clips": 400, "test_clips": 200, "snr_low_db": 15.0, "snr_high_db": 40.0}
 SAMPLE_RATE_HZ = 20_000
 _INSTALL = "pip install 'audio-mnist[synthetic]'"
@@ -51,11 +52,7 @@ def read(data: dict) -> list[tuple]:
         ConfigError: an unknown or impossible setting.
         DataError: the speech synthesiser is not installed or fails.
     """
-    settings = dict(data["settings"])
-    unknown = set(settings) - set(DEFAULTS)
-    if unknown:
-        raise ConfigError(f"unknown config key data.settings.{min(unknown)}; synthetic has {', '.join(DEFAULTS)}")
-    settings = DEFAULTS | settings
+    settings = DEFAULTS | data["settings"]
     for key in ("train_clips", "test_clips"):
         if settings[key] < (20 if key == "train_clips" else 0) or settings[key] % 10:
             raise ConfigError(f"data.settings.{key}={settings[key]}: expected a multiple of 10, at least 20 to train")

@@ -1,7 +1,9 @@
 """A person's own clips: `root/CLASS/*.wav`, or a csv with columns path and label."""
 
+import logging
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +11,7 @@ import pandas as pd
 from audio_mnist.corpora import required_root
 from audio_mnist.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
 
 
@@ -25,12 +28,20 @@ def read_folder(data: dict) -> list[tuple]:
     def unreadable(error: OSError) -> None:
         raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions")
 
-    for folder, folders, names in os.walk(root, onerror=unreadable):
+    seen, ignored = set(), []
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        if os.path.realpath(folder) in seen:  # a link to a folder above itself
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         here = Path(folder)
         for name in sorted(names):
             path = here / name
-            if path.suffix.lower() not in AUDIO_SUFFIXES or name.startswith("."):
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() not in AUDIO_SUFFIXES:
+                ignored.append(path)
                 continue
             relative = path.relative_to(root)
             if len(relative.parts) == 1:
@@ -42,6 +53,8 @@ def read_folder(data: dict) -> list[tuple]:
                     raise DataError(f"{path}: the name does not match data.settings.speaker_pattern={pattern.pattern}")
                 speaker = match["speaker"]
             rows.append((relative.as_posix(), str(path), relative.parts[0], speaker, "train"))
+    if ignored:
+        log.warning("%d files are not taken for recordings by their suffix, %s first", len(ignored), ignored[0])
     if not rows:
         raise DataError(f"data.root={root}: no recordings found; expected {root}/CLASS/*.wav (or flac, ogg, mp3)")
     return rows
@@ -60,8 +73,9 @@ def read_csv(data: dict) -> list[tuple]:
         if name not in table:
             table[name] = "" if name == "speaker" else "train"
     table["split"] = table["split"].replace("", "train")
-    for position, row in enumerate(table.itertuples(index=False)):
-        line = position + 2  # the header is line 1
+    for line, row in zip(
+        table.index.to_numpy() + 2, table.itertuples(index=False), strict=True
+    ):  # the header is line 1
         if row.path == "":
             raise DataError(f"{path}, line {line}: the path is empty")
         if row.split not in ("train", "test"):
@@ -81,7 +95,22 @@ def read_table(path: Path, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
         DataError: the file is missing, is no csv, or lacks one of `columns`.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                skip_blank_lines=False,  # dropped below, so that line numbers are the file's
+                index_col=False,  # or a column too many would become an index
+                encoding="utf-8-sig",
+            )
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"{key}={path}: lines have more values than the header has columns; quote a path that has a comma, "
+            "and end no line with one"
+        ) from None
     except FileNotFoundError:
         raise DataError(f"{key}={path}: no such file") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -90,9 +119,11 @@ def read_table(path: Path, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
     missing = [c for c in columns if c not in table]
     if missing:
         raise DataError(f"{key}={path}: column {missing[0]!r} is missing; found {', '.join(table.columns)}")
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]
     if table.empty:
         raise DataError(f"{key}={path}: the csv lists no clips")
-    return table.apply(lambda column: column.str.strip())
+    return table
 
 
 def _speaker_pattern(text: str | None) -> re.Pattern | None:
