@@ -4,9 +4,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -482,6 +486,53 @@ def test_ensemble_refuses_a_submission_with_gaps(tmp_path: Path) -> None:
     with pytest.raises(AudioMnistError, match=r"1 clips without a prediction, 001.wav first"):
         combining.ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server of the test's own."""
+    port = _free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_train_and_ensemble_on_a_server(server: str, tmp_path: Path) -> None:
+    """An MLflow server in place of SQLite: runs, checkpoints and the ensemble go through it."""
+    root = write_tones(tmp_path / "tones")
+    options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
+    for feature in ("mel", "mfcc"):
+        train(composed(*options, f"feature={feature}", f"tracking.uri={server}"))
+    ids = ",".join(run.id for run in tracking.Tracker(server, "audio-mnist")._search(""))
+    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", f"tracking.uri={server}", name="ensemble"), tmp_path)
+    assert metrics["oof/n"] == 12
+    assert not (tmp_path / "mlruns").exists()
+    assert list((tmp_path / "art").rglob("best.ckpt"))
 
 
 def _descendants(pid: int) -> list[int]:
