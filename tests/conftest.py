@@ -77,9 +77,21 @@ def tone_config(tones: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     return make
 
 
-def run_command(folder: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` as a person runs it, in another folder than the project's."""
+def run_command(
+    folder: Path, *arguments: str, timeout: float = 400, traced: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` as a person runs it, in another folder than the project's.
+
+    With `traced=False` its coverage is not measured: Hydra takes the tracer for
+    a debugger and shows full tracebacks.
+    """
     script, *rest = arguments
+    environment = {key: value for key, value in os.environ.items() if traced or not key.startswith("COVERAGE_")}
     return subprocess.run(
-        [sys.executable, str(PROJECT / script), *rest], cwd=folder, capture_output=True, text=True, timeout=timeout
+        [sys.executable, str(PROJECT / script), *rest],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
     )

@@ -338,7 +338,7 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
 )
 def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
     """Not zero, what is wrong, no traceback, no run left behind."""
-    done = run_command(tmp_path, *arguments)
+    done = run_command(tmp_path, *arguments, traced=False)
     assert done.returncode != 0
     assert message in done.stderr, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -349,7 +349,7 @@ def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: lis
 def test_commands_refuse_a_folder_that_cannot_hold_runs(tmp_path: Path, arguments: list[str]) -> None:
     """A file where mlruns should be: one message, no traceback."""
     (tmp_path / "mlruns").write_text("in the way")
-    done = run_command(tmp_path, *arguments)
+    done = run_command(tmp_path, *arguments, traced=False)
     assert done.returncode != 0
     assert "mlruns: expected a folder for runs and logs, found a file" in done.stderr
     assert "Traceback" not in done.stderr
