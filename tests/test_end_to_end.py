@@ -54,6 +54,12 @@ class Swept:
         return tracking.Tracker(self.uri, "audio-mnist")
 
 
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match, text
+    return match[1]
+
+
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """Four runs side by side in a fresh folder, from one command."""
@@ -125,11 +131,11 @@ def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
     assert "Ensemble less best single" in done.stdout and "exact McNemar p" in done.stdout
     assert done.stdout.count("95% interval") >= 3
     tracker = swept.tracker()
-    run = tracker.get(re.search(r"tracked: run (\w+)", done.stdout)[1])  # type: ignore[index]
+    run = tracker.get(found(r"tracked: run (\w+)", done.stdout))
     first = tracker.get(swept.ids[0])
     assert run is not None and first is not None and run.parent_id == first.parent_id
     assert {"oof/accuracy", "oof/accuracy_low", "oof/accuracy_high", "test/accuracy"} <= set(run.metrics)
-    table = pd.read_csv(re.search(r"written: (\S+predictions.csv)", done.stdout)[1], dtype=str)  # type: ignore[index]
+    table = pd.read_csv(found(r"written: (\S+predictions.csv)", done.stdout), dtype=str)
     oof, test = (table[table["scored"] == kind] for kind in ("out of fold", "test"))
     assert (len(oof), len(test)) == (60, 20)
     assert (oof["predicted"] == oof["label"]).mean() == pytest.approx(run.metrics["oof/accuracy"])
