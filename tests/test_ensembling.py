@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from audio_mnist import ensembling
 
@@ -48,42 +47,42 @@ def test_combine_refuses_an_unknown_way() -> None:
         ensembling.combine(random_members(), "median")
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (391, 400), (1, 3)])
-def test_score_is_wilsons_interval(right: int, n: int) -> None:
-    """Against Wilson's formula, written out."""
-    result = ensembling.score(np.arange(n) < right)
-    z, p = 1.959963984540054, right / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert result.n == n and result.accuracy == p
-    np.testing.assert_allclose([result.low, result.high], [max(0, centre - reach), min(1, centre + reach)], atol=1e-12)
+def mixed_members(weights: list[float], n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Members whose weighted mean is the distribution that the labels are drawn from."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(4, 0.3), size=(len(weights), n))
+    truth = np.tensordot(weights, p, axes=1)
+    targets = (truth.cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1)
+    return p, targets
 
 
-def test_compare_is_the_exact_mcnemar_test() -> None:
-    """p is twice the binomial tail of the clips on which the two differ."""
-    first = np.array([True] * 12 + [False] * 3 + [True] * 85)
-    second = np.array([False] * 12 + [True] * 3 + [True] * 85)
-    result = ensembling.compare(first, second)
-    assert (result.only_first, result.only_second, result.n) == (12, 3, 100)
-    assert result.difference == pytest.approx(0.09)
-    assert result.p_value == pytest.approx(2 * binom.cdf(3, 15, 0.5))
-    assert result.low < 0.09 < result.high
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [0.2, 0.5, 0.3], [1.0, 0.0]])
+def test_fit_weights_finds_the_mixture(weights: list[float]) -> None:
+    """Labels drawn from a weighted mean give its weights back; none negative, sum 1."""
+    found = ensembling.fit_weights(*mixed_members(weights))
+    np.testing.assert_allclose(found, weights, atol=0.04)
+    assert (found >= 0).all() and found.sum() == pytest.approx(1)
 
 
-def test_compare_of_a_classifier_with_itself() -> None:
-    """No difference, and no evidence of one."""
-    same = np.array([True, False, True])
-    result = ensembling.compare(same, same)
-    assert result.difference == 0 and result.p_value == 1 and result.low < 0 < result.high
+def test_fit_weights_is_the_minimum() -> None:
+    """No other weights on a fine grid give less log loss."""
+    p, targets = mixed_members([0.6, 0.4], n=200)
+    of_truth = p[:, np.arange(200), targets]
+    losses = {w: -np.log(w * of_truth[0] + (1 - w) * of_truth[1]).mean() for w in np.linspace(0, 1, 1001)}
+    assert ensembling.fit_weights(p, targets)[0] == pytest.approx(min(losses, key=lambda w: losses[w]), abs=2e-3)
 
 
-def test_compare_interval_covers_the_truth() -> None:
-    """The 95% interval holds the true difference in 92 to 98.5 of 100 drawn experiments."""
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(1000):
-        draw = rng.random(200)
-        first, second = draw > 0.05, (draw > 0.15) | (draw < 0.02)  # true difference 0.08
-        result = ensembling.compare(first, second)
-        held += result.low <= 0.08 <= result.high
-    assert 920 <= held <= 985
+def test_stack_is_nested() -> None:
+    """A fold's weights come from the other folds: turning its own labels round changes nothing in it."""
+    p, targets = mixed_members([0.7, 0.3], n=300)
+    fold_of = np.arange(300) % 3
+    turned = np.where(fold_of == 0, (targets + 1) % 4, targets)
+    first, second = (ensembling.stack(p, labels, fold_of) for labels in (targets, turned))
+    np.testing.assert_array_equal(first[fold_of == 0], second[fold_of == 0])
+    assert not np.allclose(first[fold_of == 1], second[fold_of == 1], atol=1e-4)
+
+
+def test_stack_of_one_fold_is_the_mean() -> None:
+    """There are no others to learn from."""
+    p, targets = mixed_members([0.7, 0.3], n=50)
+    np.testing.assert_array_equal(ensembling.stack(p, targets, np.zeros(50)), ensembling.combine(p, "mean"))

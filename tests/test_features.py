@@ -15,6 +15,11 @@ from tests.conftest import composed
 
 MEL = {"name": "mel", "window_ms": 64.0, "hop_ms": 16.0, "n_mels": 40, "normalize": "none"}
 MFCC = {"name": "mfcc", "n_mfcc": 40, "window_ms": 64.0, "hop_ms": 16.0, "n_mels": 64, "normalize": "none"}
+PCEN = MEL | {"name": "pcen", "smoothing_ms": 400.0, "gain": 0.98, "bias": 2.0, "power": 0.5}
+GAMMATONE = {"name": "gammatone", "n_filters": 40, "window_ms": 64.0, "hop_ms": 16.0, "normalize": "none"}
+SPECTROGRAM = {"name": "spectrogram", "n_bins": 40, "window_ms": 64.0, "hop_ms": 16.0, "normalize": "none"}
+ALL = [MEL, MFCC, PCEN, GAMMATONE, SPECTROGRAM]
+NAMES = [str(settings["name"]) for settings in ALL]
 RATE_HZ = 8000
 
 
@@ -77,19 +82,21 @@ def test_mfcc_equals_librosa_on_real_clips(real_data: Path) -> None:
     assert worst < 0.05
 
 
-@pytest.mark.parametrize("settings", [MEL, MFCC], ids=["mel", "mfcc"])
+@pytest.mark.parametrize("settings", ALL, ids=NAMES)
+@pytest.mark.parametrize("padding", features.PADDINGS)
 @pytest.mark.parametrize("normalize", features.NORMALIZATIONS)
-def test_front_end_batch_equals_its_clips_alone(settings: dict, normalize: str) -> None:
+def test_front_end_batch_equals_its_clips_alone(settings: dict, padding: str, normalize: str) -> None:
     """A quiet clip beside a loud one has the features that it has alone."""
-    front_end = features.build(settings | {"normalize": normalize}, RATE_HZ)
+    front_end = features.build(settings | {"normalize": normalize, "padding": padding}, RATE_HZ)
     clips = torch.randn(4, 1, 4000, generator=torch.Generator().manual_seed(0))
     clips *= torch.tensor([1.0, 1e-3, 10.0, 1e-5]).view(-1, 1, 1)
     together = front_end(clips)
     alone = torch.cat([front_end(clip[None]) for clip in clips])
+    assert together.std() > 0.01
     torch.testing.assert_close(together, alone, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("settings", [MEL, MFCC], ids=["mel", "mfcc"])
+@pytest.mark.parametrize("settings", ALL, ids=NAMES)
 @pytest.mark.parametrize("samples", [1, 7, 200, 4000, 20_000])
 def test_front_end_takes_any_length(settings: dict, samples: int) -> None:
     """Shorter than a window or far longer: 1 + T // hop finite frames of 40."""
@@ -98,10 +105,13 @@ def test_front_end_takes_any_length(settings: dict, samples: int) -> None:
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("settings", ALL, ids=NAMES)
+@pytest.mark.parametrize("padding", features.PADDINGS)
 @pytest.mark.parametrize("normalize", features.NORMALIZATIONS)
-def test_front_end_of_silence_is_finite(normalize: str) -> None:
+def test_front_end_of_silence_is_finite(settings: dict, padding: str, normalize: str) -> None:
     """Zeros give no NaN."""
-    out = features.build(MEL | {"normalize": normalize}, RATE_HZ)(torch.zeros(1, 1, 4000))
+    front_end = features.build(settings | {"normalize": normalize, "padding": padding}, RATE_HZ)
+    out = front_end(torch.zeros(1, 1, 4000))
     assert out.isfinite().all()
 
 
@@ -110,6 +120,92 @@ def test_logmel_does_not_depend_on_gain() -> None:
     clip = torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0))
     front_end = features.build(MEL, RATE_HZ)
     torch.testing.assert_close(front_end(clip), front_end(clip / 1000), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["before_scaling", "after_scaling"])
+@pytest.mark.parametrize("name", ["mel", "mfcc"])
+def test_padding_equals_a_padded_feature(name: str, padding: str) -> None:
+    """A clip placed on a frame of its window: the features of the clip alone, scaled and padded in that order."""
+    settings = (MEL if name == "mel" else MFCC) | {"normalize": "minmax", "padding": padding}
+    clip = 0.1 + torch.rand(1, 1, 1500, generator=torch.Generator().manual_seed(0))
+    start, hop = 10 * 128, 128
+    window = torch.nn.functional.pad(clip, (start, 8000 - start - 1500))
+    alone = features.build(settings | {"normalize": "none", "padding": "silence"}, RATE_HZ)(clip)[0, 0].numpy()
+    pad = ((0, 0), (10, 1 + 8000 // hop - 10 - alone.shape[1]))
+    if padding == "after_scaling":
+        expected = np.pad((alone - alone.min()) / (alone.max() - alone.min()), pad)
+    else:
+        expected = np.pad(alone, pad)
+        expected = (expected - expected.min()) / (expected.max() - expected.min())
+    ours = features.build(settings, RATE_HZ)(window)[0, 0].numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["standard", "band"])
+def test_standardising_counts_the_clips_own_frames(normalize: str) -> None:
+    """after_scaling: mean 0 and sd 1 over the clip's frames alone, whatever surrounds it."""
+    settings = MEL | {"normalize": normalize, "padding": "after_scaling"}
+    clip = torch.randn(1, 1, 1280, generator=torch.Generator().manual_seed(0))
+    out = features.build(settings, RATE_HZ)(torch.nn.functional.pad(clip, (1280, 4000)))[0, 0]
+    inside = out[:, 10:21]
+    assert out[:, :10].abs().max() == 0 and out[:, 21:].abs().max() == 0
+    axis = (0, 1) if normalize == "standard" else (1,)
+    np.testing.assert_allclose(inside.numpy().mean(axis=axis), 0, atol=1e-5)
+    np.testing.assert_allclose(inside.numpy().std(axis=axis), 1, atol=1e-4)
+
+
+def test_deltas_equal_librosa() -> None:
+    """Away from the edges, where librosa fits and torchaudio repeats the last frame."""
+    waveform = torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
+    front_end = features.build(MEL | {"deltas": 2}, RATE_HZ)
+    out = front_end(waveform)[0].numpy()
+    assert front_end.channels == 3 and out.shape == (3, 40, 63)
+    expected = librosa.feature.delta(out[0], width=5)
+    np.testing.assert_allclose(out[1][:, 2:-2], expected[:, 2:-2], atol=1e-4)
+    expected = librosa.feature.delta(out[1], width=5)
+    np.testing.assert_allclose(out[2][:, 2:-2], expected[:, 2:-2], atol=1e-4)
+
+
+def test_pcen_equals_librosa() -> None:
+    """On a decaying noisy tone, the recent mean started at the first frame."""
+    rng = np.random.default_rng(0)
+    t = np.arange(RATE_HZ) / RATE_HZ
+    clip = np.exp(-3 * t) * np.sin(2 * np.pi * 440 * t) + 0.05 * rng.standard_normal(RATE_HZ)
+    power = librosa.feature.melspectrogram(y=clip, sr=RATE_HZ, n_fft=512, hop_length=128, win_length=512, n_mels=40)
+    power /= power.max()
+    kept = {"gain": 0.98, "bias": 2.0, "power": 0.5}
+    started = (1 - _smoothing(0.4)) * power[:, :1]  # lfilter's state that gives the first frame back
+    expected = librosa.pcen(power, sr=RATE_HZ, hop_length=128, time_constant=0.4, eps=1e-8, zi=started, **kept)
+    ours = features.build(PCEN, RATE_HZ)(torch.from_numpy(clip).float().view(1, 1, -1))[0, 0].numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+def _smoothing(seconds: float) -> float:
+    frames = seconds * RATE_HZ / 128
+    return (np.sqrt(1 + 4 * frames**2) - 1) / (2 * frames**2)
+
+
+def test_spectrogram_bands_are_means_of_bins() -> None:
+    """Against scipy-free arithmetic: numpy's FFT of one frame."""
+    front_end = features.build(SPECTROGRAM | {"n_bins": 64, "top_db": 200.0}, RATE_HZ)
+    waveform = torch.randn(1, 1, 2048, generator=torch.Generator().manual_seed(0))
+    out = front_end(waveform)[0, 0].numpy()
+    frame = waveform[0, 0].numpy()[8 * 128 - 256 : 8 * 128 + 256] * np.hanning(513)[:512]
+    power = np.abs(np.fft.rfft(frame)) ** 2
+    bands = [power[4 * k : 4 * k + 4].mean() for k in range(63)] + [power[252:257].mean()]
+    relative = 10 * np.log10(bands)
+    np.testing.assert_allclose(out[:, 8] - out[0, 8], relative - relative[0], atol=1e-2)
+
+
+def test_gammatone_filters_are_the_ears() -> None:
+    """A filter peaks at its centre, falls to half of its power at 0.887 of its rectangle's width, and bands widen."""
+    front_end = features.build(GAMMATONE | {"window_ms": 512.0}, RATE_HZ)
+    response, hz = front_end.filters.numpy(), np.linspace(0, RATE_HZ / 2, front_end.filters.shape[0])
+    peaks = hz[response.argmax(axis=0)]
+    assert (np.diff(peaks) > 0).all()
+    widths = [np.ptp(hz[band >= band.max() / 2]) for band in response.T]
+    erb = 24.7 * (4.37 * peaks / 1000 + 1)
+    np.testing.assert_allclose(widths, 0.887 * erb, atol=5)
 
 
 def test_minmax_spans_zero_to_one() -> None:
@@ -122,7 +218,7 @@ def test_minmax_spans_zero_to_one() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "mell"}, "feature.name=mell: expected one of mel, mfcc"),
+        ({"name": "mell"}, "feature.name=mell: expected one of gammatone, mel, mfcc, pcen, spectrogram"),
         ({"bands": 40}, "unknown config key feature.bands"),
         ({"n_mels": "many"}, "feature.n_mels='many': expected int"),
         ({"n_mels": 0}, "feature.n_mels=0: expected 1 or more"),
@@ -133,12 +229,28 @@ def test_minmax_spans_zero_to_one() -> None:
         ({"f_min_hz": 4500.0}, "feature.f_min_hz=4500.0"),
         ({"normalize": "l2"}, "feature.normalize=l2: expected one of none, minmax"),
         ({"top_db": 0}, "feature.top_db=0"),
+        ({"padding": "zeros"}, "feature.padding=zeros: expected one of silence, before_scaling"),
+        ({"deltas": 3}, "feature.deltas=3: expected 0, 1 or 2"),
+        (PCEN | {"gain": 2.0}, "feature.gain=2.0"),
+        (PCEN | {"smoothing_ms": 0}, "feature.smoothing_ms=0"),
+        (PCEN | {"bias": 0}, "feature.bias=0"),
+        (PCEN | {"power": 0}, "feature.power=0"),
     ],
 )
 def test_build_refuses_wrong_settings(change: dict, message: str) -> None:
     """The message names the key."""
     with pytest.raises(ConfigError, match=message):
         features.build(MEL | change, RATE_HZ)
+
+
+def test_build_refuses_filters_that_do_not_fit() -> None:
+    """Too few filters, or more bands than the spectrum has bins."""
+    with pytest.raises(ConfigError, match=r"feature\.n_filters=1: expected 2 or more"):
+        features.build(GAMMATONE | {"n_filters": 1}, RATE_HZ)
+    with pytest.raises(ConfigError, match=r"feature\.n_bins=0"):
+        features.build(SPECTROGRAM | {"n_bins": 0}, RATE_HZ)
+    with pytest.raises(ConfigError, match=r"feature\.n_bins=300: more bands than the spectrum has bins"):
+        features.build(SPECTROGRAM | {"n_bins": 300}, RATE_HZ)
 
 
 def test_build_names_what_is_missing() -> None:

@@ -16,6 +16,7 @@ from audio_mnist import tracking, training
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import to_plain, validate_train
 from audio_mnist.datamodule import ClipDataModule, ShuffledBatches
+from audio_mnist.errors import ConfigError
 from audio_mnist.folds import assign_folds, split_clips
 from audio_mnist.members import logged_predictions, probabilities_of
 from audio_mnist.prepared import PreparedCorpus, prepare
@@ -188,7 +189,8 @@ def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
     split = split_clips(
         corpus.manifest, assign_folds(corpus.manifest, count=2, group="none", seed=0), fold=0, selection="last"
     )
-    data = ClipDataModule(corpus, split, feature=to_plain(cfg)["feature"], batch_size=5, seed=0)
+    plain = to_plain(cfg)
+    data = ClipDataModule(corpus, split, feature=plain["feature"], augment=plain["augment"], batch_size=5, seed=0)
     batches = list(data.train_dataloader())
     assert [len(targets) for _, targets in batches] == [5, 5]
     waveforms, targets = batches[0]
@@ -267,3 +269,115 @@ def test_predict_clips_refuses_another_rate(tone_config: Config) -> None:
 def test_run_metrics_are_json_plain(tone_config: Config) -> None:
     """What train returns can be written down: names and floats."""
     assert set(json.loads(json.dumps(training.train(tone_config())))) == {"best/accuracy", "best/loss"}
+
+
+def weights_of(cfg: DictConfig) -> dict[str, torch.Tensor]:
+    tracker, run = only_run(cfg)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_train_with_augmentation_changes_the_weights_and_repeats(tone_config: Config, tmp_path: Path) -> None:
+    """All augmentations on: finite, other weights than without, the same bits twice."""
+    on = [f"augment.{name}.probability=0.9" for name in ("speed", "filter", "noise", "gain", "spec_augment", "mixup")]
+    states = []
+    for name, overrides in (("off", []), ("a", on), ("b", on)):
+        cfg = tone_config(f"tracking.uri=sqlite:///{tmp_path}/{name}/mlflow.db", *overrides)
+        assert np.isfinite(training.train(cfg)["best/loss"])
+        states.append(weights_of(cfg))
+    off, first, second = states
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert not torch.equal(off["net.output.weight"], first["net.output.weight"])
+
+
+@pytest.mark.parametrize("selection", ["last", "fold"])
+def test_train_with_averaged_weights_keeps_the_average(tone_config: Config, tmp_path: Path, selection: str) -> None:
+    """ema_decay near 1 keeps weights near the first ones; without it they moved on. The checkpoint stays small."""
+    size, moved = {}, {}
+    for decay in ("0.999", "null"):
+        cfg = tone_config(
+            *(f"tracking.uri=sqlite:///{tmp_path}/{decay}/mlflow.db", f"selection={selection}", "optimizer.lr=0.01"),
+            *(f"optimizer.ema_decay={decay}", "trainer.max_epochs=4", "optimizer.schedule=none", "fold=0"),
+        )
+        training.train(cfg)
+        torch.manual_seed(cfg.seed)
+        plain = to_plain(cfg)
+        first = Classifier(
+            model=plain["model"],
+            feature=plain["feature"],
+            class_names=["high", "low", "mid"],
+            sample_rate_hz=8000,
+            clip_samples=3200,
+            optimizer=plain["optimizer"],
+        ).state_dict()
+        kept = weights_of(cfg)
+        moved[decay] = float((kept["net.stem.0.weight"] - first["net.stem.0.weight"]).norm())
+        tracker, run = only_run(cfg)
+        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+            size[decay] = path.stat().st_size
+    assert moved["0.999"] < 0.6 * moved["null"]
+    assert size["0.999"] < 1.1 * size["null"]
+
+
+@pytest.mark.parametrize(("limits", "epochs"), [((6, 1), 2), ((4, 3), 3), ((100, 1), 5), ((5, 1), 2)])
+def test_train_shortens_epochs_to_max_steps(tone_config: Config, limits: tuple[int, int], epochs: int) -> None:
+    """12 clips in batches of 4 are 3 steps an epoch: max_steps shortens to whole epochs, min_epochs bounds that."""
+    steps, least = limits
+    cfg = tone_config("trainer.max_epochs=5", f"trainer.max_steps={steps}", f"trainer.min_epochs={least}")
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    assert len(tracker._client.get_metric_history(run.id, "fold/loss")) == epochs
+
+
+def test_placements_average_the_predictions(tone_config: Config) -> None:
+    """placements=3 is the mean of three places; the checkpoint remembers it."""
+    cfg = tone_config("placements=3")
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus, rows = prepared(cfg), np.arange(24)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        classifier = load(path)
+    assert classifier.placements == 3
+    together = classifier.predict_clips(corpus.store, rows)
+    singles = []
+    for place in (1 / 6, 0.5, 5 / 6):
+        waveforms = torch.from_numpy(corpus.store.gather(rows, corpus.clip_samples, np.full(24, place))).unsqueeze(1)
+        with torch.inference_mode():
+            singles.append(classifier(classifier.front_end()(waveforms)).softmax(dim=1).numpy())
+    np.testing.assert_allclose(together, np.mean(singles, axis=0), atol=1e-6)
+    assert not np.allclose(singles[0], singles[2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=bcresnet"],
+        ["model.sub_bands=5"],
+        ["feature=pcen"],
+        ["feature=gammatone"],
+        ["feature=spectrogram", "feature.n_bins=40"],
+        ["feature.deltas=2"],
+        ["feature=mel_original"],
+        ["feature=mfcc_original", "feature.n_mels=64"],
+        ["optimizer.schedule=cosine"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_trains_and_loads(tone_config: Config, overrides: list[str]) -> None:
+    """One epoch, and the checkpoint alone gives the logged predictions."""
+    cfg = tone_config(*overrides)
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus = prepared(cfg)
+    folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        p = load(path).predict_clips(corpus.store, np.flatnonzero(folds.fold_of == 0))
+    np.testing.assert_allclose(p, probabilities_of(logged_predictions(tracker, run.id)), atol=1e-6)
+
+
+def test_train_refuses_a_net_that_the_feature_does_not_fit(tone_config: Config) -> None:
+    """Before a run is started."""
+    cfg = tone_config("model=bcresnet", "feature.n_mels=20")
+    with pytest.raises(ConfigError, match=r"model\.sub_bands=5 does not divide|33 rows or more"):
+        training.train(cfg)
+    assert not Path(cfg.tracking.uri.removeprefix("sqlite:///")).exists()

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from audio_mnist import features, resnet
+from audio_mnist import features, models
 from audio_mnist.waveforms import WaveformStore
 
 
@@ -26,8 +26,10 @@ class Classifier(LightningModule):
         sample_rate_hz: of the waveforms.
         clip_samples: T, the window that clips are placed in.
         optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
+        placements: of each clip in its window whose probabilities are averaged
+            in a prediction; 1 centres it.
 
-    Shape: features (B, 1, F, N) -> logits (B, C).
+    Shape: features (B, channels, F, N) -> logits (B, C).
 
     Raises:
         ConfigError: settings of the net or the front end are wrong.
@@ -42,11 +44,14 @@ class Classifier(LightningModule):
         sample_rate_hz: int,
         clip_samples: int,
         optimizer: dict[str, Any],
+        placements: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.placements = placements
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
-        self.net = resnet.build(model, len(class_names)).to(memory_format=torch.channels_last)
+        channels = features.build(feature, sample_rate_hz).channels
+        self.net = models.build(model, len(class_names), channels).to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +70,8 @@ class Classifier(LightningModule):
         self._log_epoch("selection" if dataloader_idx else "fold", logits, targets, cross_entropy(logits, targets))
 
     def _log_epoch(self, prefix: str, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        if targets.ndim == 2:  # shares of each class: the largest counts
+            targets = targets.argmax(dim=1)
         accuracy = (logits.argmax(dim=1) == targets).float().mean()
         self.log_dict(
             {f"{prefix}/loss": loss.detach(), f"{prefix}/accuracy": accuracy},
@@ -81,12 +88,14 @@ class Classifier(LightningModule):
         optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
         if settings["schedule"] == "none":
             return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=settings["lr"],
-            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
-            pct_start=settings["warmup_share"],
-        )
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if settings["schedule"] == "cosine":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        else:
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=settings["lr"], total_steps=steps, pct_start=settings["warmup_share"]
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def front_end(self) -> features.FrontEnd:
@@ -95,7 +104,7 @@ class Classifier(LightningModule):
 
     @torch.inference_mode()
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
-        """Class probabilities of stored clips, each centred in its window.
+        """Class probabilities of stored clips, each centred in its window, or the mean over several placements.
 
         Args:
             store: clips at this classifier's sample rate.
@@ -118,11 +127,15 @@ class Classifier(LightningModule):
         parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
         for start in range(0, len(indices), batch_size):
             rows = indices[start : start + batch_size]
-            waveforms = torch.from_numpy(store.gather(rows, self.clip_samples)).unsqueeze(1).to(self.device)
-            # full float32 on a GPU too: predictions must repeat on other hardware
-            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                logits = self(front_end(waveforms))  # (B, C)
-            parts.append(logits.float().softmax(dim=1).cpu().numpy())
+            total = np.zeros((len(rows), len(self.class_names)), dtype=np.float32)
+            for number in range(self.placements):
+                place = np.full(len(rows), (number + 0.5) / self.placements)
+                waveforms = torch.from_numpy(store.gather(rows, self.clip_samples, place)).unsqueeze(1).to(self.device)
+                # full float32 on a GPU too: predictions must repeat on other hardware
+                with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                    logits = self(front_end(waveforms))  # (B, C)
+                total += logits.float().softmax(dim=1).cpu().numpy()
+            parts.append(total / np.float32(self.placements))
         self.train(was_training)
         return np.concatenate(parts)
 

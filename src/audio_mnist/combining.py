@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from audio_mnist import ensembling, figures, report
+from audio_mnist import baselines, calibration, ensembling, figures, report, scores
 from audio_mnist.config import validate_ensemble
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError, RunError
@@ -70,50 +70,71 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     optimistic = any(member.config["selection"] == "fold" for member in members)
     if optimistic:
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
+    joint = _join(said, members, common, targets, folds.fold_of, cfg)
 
-    combined = ensembling.combine(np.stack([p[common] for p in said.oof.values()]), cfg.combine)
-    right = {labels[r]: p[common].argmax(axis=1) == targets[common] for r, p in said.oof.items()}
-    scores = {label: ensembling.score(correct) for label, correct in right.items()}
-    several = len(said.oof) > 1
-    right[report.ENSEMBLE] = combined.argmax(axis=1) == targets[common]
-    total = ensembling.score(right[report.ENSEMBLE])
+    truth, several = targets[common], len(said.oof) > 1
+    speakers = corpus.manifest["speaker"].to_numpy()
+    groups = speakers[common] if folds.group == "speaker" else None
+    right = {labels[r]: p[common].argmax(axis=1) == truth for r, p in said.oof.items()}
+    rows = {label: scores.score(correct, groups) for label, correct in right.items()}
+    right[report.ENSEMBLE] = joint.oof.argmax(axis=1) == truth
+    total = scores.score(right[report.ENSEMBLE], groups)
     metrics = {"oof/accuracy": total.accuracy, "oof/accuracy_low": total.low, "oof/accuracy_high": total.high}
     metrics["oof/n"] = total.n
-    text = _fold_report(right, folds.fold_of[common], folds, len(common), several)
-    oof_rows = scores | {report.ENSEMBLE: total} if several else scores
-    title = "Out of fold: each clip scored by the runs that did not train on it"
-    text += report.render("", title, report.score_table(oof_rows))
+    shown = {label: correct for label, correct in right.items() if several or label != report.ENSEMBLE}
+    rows = rows | {report.ENSEMBLE: total} if several else rows
+    svm = None
+    if cfg.baseline == "svm":
+        svm = baselines.svm(corpus, folds.fold_of, common, said.test_rows)
+        shown = {svm.label: svm.oof == truth} | shown
+        rows = {svm.label: scores.score(svm.oof == truth, groups)} | rows
+        metrics["oof/baseline_accuracy"] = rows[svm.label].accuracy
+    text = _fold_report(shown, folds.fold_of[common], folds, len(common))
+    text += report.render("", "Out of fold: each clip scored by the runs that did not train on it")
+    text += report.render(report.score_table(rows))
+    best = max((label for label in right if label != report.ENSEMBLE), key=lambda label: rows[label].accuracy)
+    whole = report.ENSEMBLE if several else best
     if several:
-        best = max(scores, key=lambda label: scores[label].accuracy)
-        paired = ensembling.compare(right[report.ENSEMBLE], right[best])
+        paired = scores.compare(right[report.ENSEMBLE], right[best], groups)
         text += report.paired_line(report.ENSEMBLE, f"best single ({best})", paired) + "\n"
         metrics |= {"oof/gain": paired.difference, "oof/gain_low": paired.low, "oof/gain_high": paired.high}
         metrics["oof/gain_p"] = paired.p_value
+    if svm is not None:
+        text += report.paired_line(whole, svm.label, scores.compare(right[whole], svm.oof == truth, groups)) + "\n"
+    if several and cfg.combine == "stack":
+        given = ", ".join(f"{labels[r]} {w:.3f}" for r, w in joint.weights.items())
+        text += f"weights, learnt on all clips out of fold (on the other folds' where a fold is scored): {given}\n"
+        metrics |= {f"weight/{_key(labels[r])}": w for r, w in joint.weights.items()}
+    before, after = (calibration.reliability(p, truth) for p in (joint.raw_oof, joint.oof))
+    metrics |= {"oof/ece_raw": before.error, "oof/ece": after.error}
+    metrics["oof/loss"] = float(calibration.log_loss(joint.oof, truth).mean())
+    text += report.calibration_line(whole, before, after, joint.temperature) + "\n"
 
-    test_combined = np.empty((0, len(corpus.class_names)))
     if len(said.test_rows):
-        test_combined = ensembling.combine(said.test, cfg.combine)
         labelled = targets[said.test_rows] >= 0
         if labelled.any():
-            recipes = np.array([member.recipe for member in members])
-            rows = {
-                label: ensembling.combine(said.test[recipes == recipe], cfg.combine) for recipe, label in labels.items()
-            }
-            rows = rows | {report.ENSEMBLE: test_combined} if several else rows
-            truth = targets[said.test_rows][labelled]
-            test = {label: ensembling.score(p[labelled].argmax(axis=1) == truth) for label, p in rows.items()}
+            named = {labels[recipe]: p for recipe, p in joint.test_of.items()}
+            named = named | {report.ENSEMBLE: joint.test} if several else named
+            test_truth = targets[said.test_rows][labelled]
+            answers = {label: p[labelled].argmax(axis=1) for label, p in named.items()}
+            answers = {svm.label: svm.test[labelled]} | answers if svm is not None else answers
+            # a test split of other speakers than the training's, or the same: where named, they are resampled
+            heard = speakers[said.test_rows][labelled] if folds.group == "speaker" else None
+            test = {label: scores.score(answer == test_truth, heard) for label, answer in answers.items()}
             title = f"Test split: all {len(members)} runs, none saw it"
             text += report.render("", title, report.score_table(test))
-            score = list(test.values())[-1]
+            score = test[whole]
             metrics |= {"test/accuracy": score.accuracy, "test/accuracy_low": score.low, "test/n": score.n}
             metrics["test/accuracy_high"] = score.high
+            metrics["test/ece"] = calibration.reliability(joint.test[labelled], test_truth).error
+            text += f"expected calibration error of {whole} on the test split: {metrics['test/ece']:.4f}\n"
         else:
             text += f"\nTest split: {len(said.test_rows)} clips predicted; they have no labels to score\n"
     text += "".join(f"note: {note}\n" for note in notes)
     print("\n" + text, flush=True)
 
     root = Path(str(cfg.data.root or members[0].config["data"]["root"]))
-    files = _write(output_dir, root, corpus, folds, (common, combined), (said.test_rows, test_combined))
+    files = _write(output_dir, root, corpus, folds, (common, joint.oof), (said.test_rows, joint.test))
     parents = {member.run.parent_id for member in members}
     run = tracker.start(
         f"ensemble of {len(members)} ({cfg.combine})",
@@ -125,7 +146,12 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
             "members": ",".join(member.run.id for member in members),
             "optimistic": str(optimistic).lower(),
         },
-        params={"combine": cfg.combine, "members": len(members), "features": ", ".join(labels.values())},
+        params={
+            "combine": cfg.combine,
+            "calibrate": cfg.calibrate,
+            "members": len(members),
+            "features": ", ".join(labels.values()),
+        },
         parent_id=parents.pop() if len(parents) == 1 else None,
     )
     try:
@@ -135,16 +161,72 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         run.note("```\n" + text + "```")
         for path in files:
             run.log_file(path, path.name)
-        title = f"{'Ensemble' if several else next(iter(scores))}, out of fold: {total.accuracy:.4f} (n = {total.n})"
+        title = f"{whole}, out of fold: {total.accuracy:.4f} (n = {total.n})"
         title += "\noptimistic: epochs were chosen on these folds" if optimistic else ""
-        picture = figures.confusion(targets[common], combined.argmax(axis=1), corpus.class_names, title)
+        picture = figures.confusion(truth, joint.oof.argmax(axis=1), corpus.class_names, title)
         run.log_figure(picture, "figures/confusion_matrix.png")
+        run.log_figure(figures.reliability(before, after, whole), "figures/reliability.png")
     except BaseException:
         run.end("FAILED")
         raise
     run.end("FINISHED")
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run.id}", flush=True)
     return metrics
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The members' probabilities, joined.
+
+    Attributes:
+        raw_oof: (n, C) of the clips that all recipes scored.
+        oof: (n, C) the same after calibration, each fold's by the other folds'.
+        test: (test clips, C), calibrated by all clips out of fold.
+        test_of: recipe -> (test clips, C), mean of its runs.
+        weights: recipe -> weight in `test`.
+        temperature: of `test`; 1 where nothing is calibrated.
+    """
+
+    raw_oof: np.ndarray
+    oof: np.ndarray
+    test: np.ndarray
+    test_of: dict[str, np.ndarray]
+    weights: dict[str, float]
+    temperature: float
+
+
+def _join(
+    said: Predictions,
+    members: list[Member],
+    common: np.ndarray,
+    targets: np.ndarray,
+    fold_of: np.ndarray,
+    cfg: DictConfig,
+) -> Joint:
+    oof = np.stack([p[common] for p in said.oof.values()])  # (recipes, n, C)
+    truth, folds = targets[common], fold_of[common]
+    of_run = np.array([member.recipe for member in members])
+    how = "mean" if cfg.combine == "stack" else cfg.combine
+    test_of = {recipe: ensembling.combine(said.test[of_run == recipe], how) for recipe in said.oof}
+    weights = np.full(len(oof), 1 / len(oof))
+    if cfg.combine == "stack":
+        weights = ensembling.fit_weights(oof, truth)
+        raw = ensembling.stack(oof, truth, folds)
+        test = np.tensordot(weights, np.stack(list(test_of.values())), axes=1)
+    else:
+        raw = ensembling.combine(oof, cfg.combine)
+        test = ensembling.combine(said.test, cfg.combine)
+    temperature, calibrated = 1.0, raw
+    if cfg.calibrate == "temperature":
+        temperature = calibration.fit_temperature(raw, truth)
+        calibrated = calibration.cross_fitted(raw, truth, folds)
+        test = calibration.tempered(test, temperature)
+    return Joint(raw, calibrated, test, test_of, dict(zip(said.oof, weights.tolist(), strict=True)), temperature)
+
+
+def _key(label: str) -> str:
+    """A label as MLflow takes it in a metric's name."""
+    return "".join(c if c.isalnum() or c in "._- " else "_" for c in label)
 
 
 def _corpus_of(members: list[Member], place: dict) -> tuple[PreparedCorpus, Folds]:
@@ -189,12 +271,10 @@ def _predict(
     return Predictions(oof, np.stack(test), rows)
 
 
-def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds, n: int, several: bool) -> str:
+def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds, n: int) -> str:
     shown = sorted(set(fold_of.tolist()))
     rows: dict[str, dict[int, float | str]] = {
-        label: {fold: float(correct[fold_of == fold].mean()) for fold in shown}
-        for label, correct in right.items()
-        if several or label != report.ENSEMBLE
+        label: {fold: float(correct[fold_of == fold].mean()) for fold in shown} for label, correct in right.items()
     }
     return report.render(report.fold_table(rows, shown), report.fold_caption(n, len(shown), folds.count))
 

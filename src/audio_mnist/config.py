@@ -19,7 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from audio_mnist.errors import ConfigError
 
 SELECTIONS = ("last", "inner", "fold")
-COMBINES = ("mean", "logit_mean", "vote")
+SCHEDULES = ("one_cycle", "cosine", "none")
+COMBINES = ("mean", "logit_mean", "vote", "stack")
+CALIBRATES = ("temperature", "none")
+BASELINES = (None, "svm")
 
 
 @dataclass
@@ -52,11 +55,14 @@ class OptimizerConfig:
     schedule: str
     warmup_share: float
     label_smoothing: float
+    ema_decay: float | None
 
 
 @dataclass
 class TrainerConfig:
     max_epochs: int
+    max_steps: int | None
+    min_epochs: int
     batch_size: int
     accelerator: str
     devices: int
@@ -78,6 +84,7 @@ class TrackingConfig:
 class TrainConfig:
     data: DataConfig
     feature: dict[str, Any]
+    augment: dict[str, Any]
     model: dict[str, Any]
     folds: FoldsConfig
     optimizer: OptimizerConfig
@@ -87,6 +94,8 @@ class TrainConfig:
     selection: str
     inner_folds: int
     seed: int
+    placements: int
+    variant: str
 
 
 @dataclass
@@ -99,6 +108,8 @@ class PlaceConfig:
 class EnsembleConfig:
     run_ids: Any
     combine: str
+    calibrate: str
+    baseline: str | None
     tracking: TrackingConfig
     data: PlaceConfig
     batch_size: int
@@ -127,12 +138,20 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
         _require(value is None or value > 0, f"data.{key}", value, "above 0, or null")
     _require(0 <= data.min_clip_s < data.max_clip_s, "data.min_clip_s", data.min_clip_s, "0 to data.max_clip_s")
+    _require(cfg.placements >= 1, "placements", cfg.placements, "1 or more")
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")
+    steps = trainer.max_steps
+    _require(steps is None or steps >= 1, "trainer.max_steps", steps, "1 or more, or null")
+    _require(trainer.min_epochs >= 1, "trainer.min_epochs", trainer.min_epochs, "1 or more")
     _require(trainer.batch_size >= 2, "trainer.batch_size", trainer.batch_size, "2 or more (batch normalisation)")
     _require(trainer.devices >= 1, "trainer.devices", trainer.devices, "1 or more")
     _require(trainer.threads >= 1, "trainer.threads", trainer.threads, "1 or more")
     _require(optimizer.name in ("adamw", "adam"), "optimizer.name", optimizer.name, "adamw or adam")
-    _require(optimizer.schedule in ("one_cycle", "none"), "optimizer.schedule", optimizer.schedule, "one_cycle or none")
+    _require(
+        optimizer.schedule in SCHEDULES, "optimizer.schedule", optimizer.schedule, "one of " + ", ".join(SCHEDULES)
+    )
+    decay = optimizer.ema_decay
+    _require(decay is None or 0 < decay < 1, "optimizer.ema_decay", decay, "between 0 and 1, or null")
     _require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "above 0")
     _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
     clip = trainer.gradient_clip_val
@@ -163,6 +182,8 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
         cfg.run_ids = [str(i) for i in ids]
         _require(len(cfg.run_ids) > 0, "run_ids", "[]", "latest or at least one id")
     _require(cfg.combine in COMBINES, "combine", cfg.combine, "one of " + ", ".join(COMBINES))
+    _require(cfg.calibrate in CALIBRATES, "calibrate", cfg.calibrate, "one of " + ", ".join(CALIBRATES))
+    _require(cfg.baseline in BASELINES, "baseline", cfg.baseline, "svm or null")
     _require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
     _require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
     return cfg
@@ -190,8 +211,11 @@ def _require(fine: bool, key: str, got: object, expected: str) -> None:
         raise ConfigError(f"{key}={got}: expected {expected}")
 
 
-def construct(registry: dict[str, type], group: str, settings: dict[str, Any], **given: Any) -> Any:
-    """Calls `registry[settings["name"]]` with the other settings, checked against its signature.
+def construct(registry: dict[str, type], group: str, settings: dict[str, Any], *given: Any) -> Any:
+    """Calls `registry[settings["name"]](*given, **the other settings)`.
+
+    The settings that a class has are the keyword-only arguments of its
+    constructor and, where that takes `**others`, those of its base.
 
     Raises:
         ConfigError: the name is unknown, an argument is unknown, missing or of the wrong type.
@@ -200,19 +224,30 @@ def construct(registry: dict[str, type], group: str, settings: dict[str, Any], *
     name = arguments.pop("name", None)
     if name not in registry:
         raise ConfigError(f"{group}.name={name}: expected one of {', '.join(sorted(registry))}")
-    parameters = inspect.signature(registry[name]).parameters
+    parameters = _settings_of(registry[name])
     for key, value in arguments.items():
-        if key not in parameters or key in given:
-            known = ", ".join(k for k in parameters if k not in given)
-            raise ConfigError(f"unknown config key {group}.{key}; {group}={name} has {known}")
+        if key not in parameters:
+            raise ConfigError(f"unknown config key {group}.{key}; {group}={name} has {', '.join(parameters)}")
         expected = parameters[key].annotation
         if not _is_a(value, expected):
             wanted = expected.__name__ if isinstance(expected, type) else str(expected)
             raise ConfigError(f"{group}.{key}={value!r}: expected {wanted}")
     for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in arguments and key not in given:
+        if parameter.default is parameter.empty and key not in arguments:
             raise ConfigError(f"{group}.{key} is not set: {group}={name} needs it")
-    return registry[name](**arguments, **given)
+    return registry[name](*given, **arguments)
+
+
+def _settings_of(kind: type) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        found = found | {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in found}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def _is_a(value: Any, expected: Any) -> bool:
@@ -247,10 +282,10 @@ def to_plain(cfg: Any) -> dict[str, Any]:
 
 
 def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What a training's result depends on, beside its corpus: paths, tracking and display are left out."""
+    """What a training's result depends on, beside its corpus: paths, tracking, names and display are left out."""
     data = {k: v for k, v in cfg["data"].items() if k not in ("root", "manifest", "cache_dir", "on_bad_clip")}
     trainer = {k: v for k, v in cfg["trainer"].items() if k != "progress_bar"}
-    return {k: v for k, v in cfg.items() if k != "tracking"} | {"data": data, "trainer": trainer}
+    return {k: v for k, v in cfg.items() if k not in ("tracking", "variant")} | {"data": data, "trainer": trainer}
 
 
 def fingerprint(value: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from audio_mnist import features
+from audio_mnist.augment import Augmenter, Placement
 from audio_mnist.folds import Split
 from audio_mnist.prepared import PreparedCorpus
 
@@ -40,11 +41,13 @@ class ShuffledBatches(Sampler[Rows]):
         indices: (n,) clips, at least 2.
         batch_size: B of one device, cut to n where the fold is smaller.
         seed: of the draws.
+        placement: how often a clip is taken in an epoch, and where it is placed.
     """
 
-    def __init__(self, indices: np.ndarray, batch_size: int, seed: int) -> None:
-        self._indices, self._seed = indices, seed
-        self._batch_size = min(batch_size, len(indices) // _world()[1])
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, placement: Placement | None = None) -> None:
+        self._placement = placement or Placement()
+        self._indices, self._seed = np.tile(indices, self._placement.copies), seed
+        self._batch_size = min(batch_size, len(self._indices) // _world()[1])
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,7 +60,10 @@ class ShuffledBatches(Sampler[Rows]):
     def __iter__(self) -> Iterator[Rows]:
         rank, world = _world()
         rng = np.random.default_rng([self._seed, self._epoch])
-        order, place = self._indices[rng.permutation(len(self._indices))], rng.random(len(self._indices))
+        permutation = rng.permutation(len(self._indices))
+        order, place = self._indices[permutation], rng.random(len(self._indices))
+        if not self._placement.redraw:  # the first epoch's places, which stay with the copies
+            place = np.random.default_rng(self._seed).random(len(self._indices))[permutation]
         for number in range(len(self)):
             start = (number * world + rank) * self._batch_size
             part = slice(start, start + self._batch_size)
@@ -89,22 +95,33 @@ class ClipDataModule(LightningDataModule):
         corpus: the decoded clips.
         split: the fold's index sets.
         feature: settings of the front end, `name` and its arguments.
+        augment: settings of the augmentations of training clips, a key each.
         batch_size: B, clips.
-        seed: of the order and the placement of training clips.
+        seed: of the order, the placement and the augmentation of training clips.
 
     Raises:
-        ConfigError: the feature's settings are wrong.
+        ConfigError: settings of the feature or the augmentations are wrong.
+        DataError: recorded noise cannot be read.
     """
 
-    def __init__(self, corpus: PreparedCorpus, split: Split, *, feature: dict, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, corpus: PreparedCorpus, split: Split, *, feature: dict, augment: dict, batch_size: int, seed: int
+    ) -> None:
         super().__init__()
+        self._classes = len(corpus.class_names)
+        self._placement = Placement.of(augment)
+        self._augmenter = Augmenter(augment, corpus.store.sample_rate_hz)
         self._clips, self._split = Clips(corpus), split
         self._front_end = features.build(feature, corpus.store.sample_rate_hz)
         self._batch_size, self._seed = batch_size, seed
 
+    def steps_per_epoch(self) -> int:
+        """Batches that one epoch has, on one device."""
+        return len(self._training_batches())
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training clips."""
-        return self._loader(ShuffledBatches(self._split.train, self._batch_size, self._seed))
+        return self._loader(self._training_batches())
 
     def val_dataloader(self) -> list[DataLoader]:
         """The scored fold, then the selection set where there is one."""
@@ -112,11 +129,22 @@ class ClipDataModule(LightningDataModule):
         return [self._loader(CentredBatches(indices, 4 * self._batch_size)) for indices in sets]
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """((B, 1, T), (B,)) -> ((B, 1, F, N), (B,)) on the batch's device."""
+        """((B, 1, T), (B,)) -> ((B, C, F, N), (B,)) on the batch's device, augmented in training.
+
+        With mixup the targets of a training batch are shares, (B, classes).
+        """
         waveforms, targets = batch
         self._front_end = self._front_end.to(waveforms.device)
+        self._augmenter = self._augmenter.to(waveforms.device)
+        trainer = self.trainer
+        step, training = (trainer.global_step, trainer.training) if trainer else (0, False)
+        self._augmenter.train(training)
         with torch.no_grad():
-            return self._front_end(waveforms), targets
+            seed = (self._seed, step, _world()[0])
+            return self._augmenter(waveforms, targets, self._front_end, self._classes, seed)
+
+    def _training_batches(self) -> ShuffledBatches:
+        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement)
 
     def _loader(self, sampler: Sampler[Rows]) -> DataLoader:
         # A clip is copied from memory, not decoded: worker processes would cost more than they save.

@@ -1,9 +1,7 @@
-"""Member probabilities -> combined probabilities, scores and intervals. Pure numpy."""
-
-from dataclasses import dataclass
+"""Member probabilities -> combined probabilities. Pure numpy."""
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.optimize import minimize
 
 
 def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
@@ -38,53 +36,53 @@ def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
     raise ValueError(f"combine={how}: expected mean, logit_mean or vote")
 
 
-@dataclass(frozen=True)
-class Score:
-    """Accuracy with its 95% interval (Wilson, 1927); clips count as independent."""
+def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Weights of least log loss of the weighted mean, none negative, sum 1.
 
-    accuracy: float
-    low: float
-    high: float
-    n: int
+    Args:
+        probabilities: (M, n, C) of clips that the members did not train on.
+        targets: (n,) class numbers.
 
+    Returns:
+        (M,) float64.
 
-def score(correct: np.ndarray) -> Score:
-    """Accuracy of (n,) booleans, n at least 1."""
-    right, n = int(np.sum(correct)), len(correct)
-    interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    return Score(right / n, float(interval.low), float(interval.high), n)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two classifiers on the same clips.
-
-    Attributes:
-        difference: accuracy of the first less that of the second.
-        low: lower end of its 95% interval (adjusted Wald: Agresti and Min, 2005).
-        high: upper end.
-        p_value: exact McNemar test, two-sided.
-        only_first: clips that the first alone got right.
-        only_second: clips that the second alone got right.
-        n: clips.
+    Source: the convex case of Breiman, "Stacked regressions", 1996.
     """
+    members = len(probabilities)
+    of_truth = np.asarray(probabilities, dtype=np.float64)[:, np.arange(len(targets)), targets]  # (M, n)
+    of_truth = np.maximum(of_truth, 1e-12)
 
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    only_first: int
-    only_second: int
-    n: int
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = np.maximum(weights @ of_truth, 1e-12)
+        return -np.log(mixed).mean(), -(of_truth / mixed).mean(axis=1)
+
+    found = minimize(
+        loss,
+        np.full(members, 1 / members),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * members,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+    )
+    weights = np.clip(found.x, 0, 1)
+    return weights / weights.sum()
 
 
-def compare(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Paired comparison of two (n,) boolean vectors of right answers."""
-    n = len(first)
-    b, c = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    p = binomtest(b, b + c).pvalue if b + c else 1.0
-    # Agresti and Min: half a clip is added to each of the four cells
-    b_, c_, n_ = b + 0.5, c + 0.5, n + 2
-    centre = (b_ - c_) / n_
-    reach = norm.ppf(0.975) * np.sqrt((b_ + c_) - (b_ - c_) ** 2 / n_) / n_
-    return Paired((b - c) / n, float(max(-1, centre - reach)), float(min(1, centre + reach)), float(p), b, c, n)
+def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
+    """(n, C) weighted means, those of each fold at the weights that the other folds' clips give.
+
+    A clip's label has no part in the weights that it is scored with. With clips
+    of one fold alone the members weigh the same.
+
+    Args:
+        probabilities: (M, n, C), each clip by members that did not train on it.
+        targets: (n,) class numbers.
+        fold_of: (n,) fold numbers.
+    """
+    combined = combine(probabilities, "mean")
+    for fold in np.unique(fold_of):
+        others = fold_of != fold
+        if others.any():
+            weights = fit_weights(probabilities[:, others], targets[others])
+            combined[~others] = np.tensordot(weights, probabilities[:, ~others], axes=1)
+    return combined

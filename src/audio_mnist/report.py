@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from audio_mnist.ensembling import Paired, Score
+from audio_mnist.calibration import Reliability
+from audio_mnist.scores import Paired, Score
 
-TITLES = {"mel": "Mel", "mfcc": "MFCC"}
+TITLES = {"mel": "Mel", "mfcc": "MFCC", "pcen": "PCEN", "gammatone": "Gammatone", "spectrogram": "Spectrogram"}
 ENSEMBLE = "Ensemble"
 
 
@@ -66,23 +67,34 @@ def mean_sd(values: Sequence[float]) -> str:
 
 
 def score_table(rows: Mapping[str, Score]) -> Table:
-    """Accuracy with its interval and n."""
+    """Accuracy with its interval and n, and the speakers that the interval resamples."""
     table = Table()
-    for name in ("", "accuracy", "95% interval", "n"):
+    grouped = any(s.speakers for s in rows.values())
+    for name in ("", "accuracy", "95% interval", "n", *(["speakers"] if grouped else [])):
         table.add_column(name, justify="left" if name == "" else "right")
     for label, s in rows.items():
         style = "bold" if label == ENSEMBLE else ""
-        table.add_row(Text(label), f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), style=style)
+        cells = [f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), *([str(s.speakers)] if grouped else [])]
+        table.add_row(Text(label), *cells, style=style)
     return table
 
 
 def paired_line(first: str, second: str, result: Paired) -> str:
     """The comparison of two classifiers on the same clips, as one sentence."""
+    test = f"permutation test over {result.speakers} speakers" if result.speakers else "exact McNemar"
     return (
         f"{first} less {second}, paired on {result.n} clips: {100 * result.difference:+.2f} points "
         f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}); right alone: "
-        f"{first} {result.only_first}, {second} {result.only_second}; exact McNemar p = {result.p_value:.2g}"
+        f"{first} {result.only_first}, {second} {result.only_second}; {test} p = {result.p_value:.2g}"
     )
+
+
+def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:
+    """What temperature scaling did, as one sentence."""
+    line = f"expected calibration error of {label}, out of fold: {before.error:.4f}"
+    if temperature == 1:
+        return line
+    return f"{line}, after temperature scaling {after.error:.4f} (T = {temperature:.2f}; each fold by the others)"
 
 
 def render(*parts: Table | str) -> str:

@@ -35,6 +35,7 @@ class Job:
     recipe_fingerprint: str
     recipe: dict[str, Any]
     fold: int
+    variant: str
 
 
 @dataclass
@@ -46,6 +47,7 @@ class _Sweep:
     folder: Path
     caption: str
     notes: list[str] = field(default_factory=list)
+    speaker_of: dict[str, str] | None = None  # where folds are by speaker
     began: float = field(default_factory=time.monotonic)
 
 
@@ -87,7 +89,7 @@ def finish() -> int:
     sweep, _current = _current, None
     if sweep is None:
         return 0
-    from audio_mnist import report, tracking
+    from audio_mnist import ablation, report, tracking
 
     tracker = tracking.Tracker(sweep.uri, sweep.experiment)
     runs = tracker.children(sweep.run_id)
@@ -99,6 +101,7 @@ def finish() -> int:
     runs = tracker.children(sweep.run_id)
     by_job = {run.tags["config_fingerprint"]: run for run in runs}
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
+    several_variants = len({job.variant for job in sweep.jobs}) > 1
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished = [], []
     for number, job in enumerate(sweep.jobs):
@@ -114,7 +117,7 @@ def finish() -> int:
                 why = sweep.folder / str(number) / ERROR_FILE
                 reason = f"not run: {why.read_text()}" if why.exists() else "not run"
             unfinished.append(f"  {job.overrides}: {reason}")
-    if len(rows) > 1:
+    if len(rows) > 1 and not several_variants:
         from audio_mnist.members import fold_ensemble
 
         rows[report.ENSEMBLE] = dict(fold_ensemble(tracker, finished, len(labels)))
@@ -124,7 +127,9 @@ def finish() -> int:
     notes = list(sweep.notes)
     if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
-    text = [report.render(report.fold_table(rows, folds), sweep.caption), *(f"note: {note}" for note in notes)]
+    compared = ablation.render(tracker, finished, sweep.speaker_of) if several_variants else ""
+    text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
+    text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
     text.append(total + (":" if unfinished else ""))
     text += unfinished
@@ -147,7 +152,7 @@ def finish() -> int:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    from audio_mnist import features, report, resnet, tracking
+    from audio_mnist import recipes, report, tracking
     from audio_mnist.folds import assign_folds, split_clips
     from audio_mnist.prepared import PreparedCorpus, prepare
 
@@ -157,6 +162,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     notes: list[str] = []
     scored: dict[tuple[str, int], int] = {}  # (folds, fold) -> clips
     counts = set()
+    checked: set[str] = set()
     for cfg in configs:
         plain = to_plain(cfg)
         if cfg.trainer.devices > 1:
@@ -168,10 +174,12 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         if key not in corpora:
             corpora[key] = prepare(plain["data"])
         corpus = corpora[key]
-        features.build(plain["feature"], corpus.store.sample_rate_hz)
-        resnet.build(plain["model"], len(corpus.class_names))
         folds = assign_folds(corpus.manifest, **plain["folds"])
         split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
+        parts = fingerprint([key, plain["feature"], plain["augment"], plain["model"]])
+        if parts not in checked:
+            recipes.check(plain, corpus)
+            checked.add(parts)
         notes += [note for note in folds.notes if note not in notes]
         scored[folds.fingerprint, cfg.fold] = len(split.fold)
         counts.add(folds.count)
@@ -203,13 +211,21 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         *(len(jobs), corpus.name, len(corpus.manifest), len(corpus.class_names), corpus.store.sample_rate_hz),
         *(OmegaConf.select(config, "hydra.launcher.n_jobs", default=1), sweep_dir),
     )
-    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes)
+    speaker_of = None
+    if folds.group == "speaker":
+        speaker_of = dict(zip(corpus.manifest["clip_id"], corpus.manifest["speaker"], strict=True))
+    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of)
 
 
 def _job(overrides: str, config: dict[str, Any]) -> Job:
     own = recipe(config)
     return Job(
-        overrides, fingerprint(own), fingerprint({k: v for k, v in own.items() if k != "fold"}), own, own["fold"]
+        overrides,
+        fingerprint(own),
+        fingerprint({k: v for k, v in own.items() if k != "fold"}),
+        own,
+        own["fold"],
+        config["variant"],
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,12 +22,12 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import log_loss
 
-from audio_mnist import figures, tracking
+from audio_mnist import figures, recipes, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
 from audio_mnist.datamodule import ClipDataModule
@@ -89,6 +90,9 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             "fold": str(cfg.fold),
             "optimistic": str(cfg.selection == "fold").lower(),
             "sweep": parent_id or "",
+            "variant": settings["variant"],
+            "feature": settings["feature"]["name"],
+            "seed": str(settings["seed"]),
         },
         params=settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}},
         parent_id=parent_id,
@@ -112,6 +116,7 @@ def _build(
     settings: dict[str, Any], corpus: PreparedCorpus, split: Split
 ) -> tuple[Classifier, ClipDataModule, dict[str, Any]]:
     chosen = settings["trainer"]
+    recipes.check(settings, corpus)
     classifier = Classifier(
         model=settings["model"],
         feature=settings["feature"],
@@ -119,13 +124,19 @@ def _build(
         sample_rate_hz=corpus.store.sample_rate_hz,
         clip_samples=corpus.clip_samples,
         optimizer=settings["optimizer"],
+        placements=settings["placements"],
     )
     data = ClipDataModule(
-        corpus, split, feature=settings["feature"], batch_size=chosen["batch_size"], seed=settings["seed"]
+        corpus,
+        split,
+        feature=settings["feature"],
+        augment=settings["augment"],
+        batch_size=chosen["batch_size"],
+        seed=settings["seed"],
     )
     bar = chosen["progress_bar"]
     options = {
-        "max_epochs": chosen["max_epochs"],
+        "max_epochs": _epochs(chosen, data),
         "accelerator": chosen["accelerator"],
         "devices": chosen["devices"],
         "strategy": chosen["strategy"],
@@ -144,6 +155,15 @@ def _build(
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer.accelerator, devices, strategy or precision cannot be had: {reason}") from None
     return classifier, data, options
+
+
+def _epochs(chosen: dict[str, Any], data: ClipDataModule) -> int:
+    """`max_epochs`, fewer where that would be more than `max_steps`, but never below `min_epochs`."""
+    epochs = chosen["max_epochs"]
+    if chosen["max_steps"] is not None:
+        allowed = math.ceil(chosen["max_steps"] / max(1, data.steps_per_epoch()))
+        epochs = min(epochs, max(chosen["min_epochs"], allowed))
+    return epochs
 
 
 def _fit_and_score(
@@ -200,11 +220,18 @@ def _fit(
     """Trains; the kept epoch's checkpoint is `folder/best.ckpt`."""
     callbacks: list[Callback] = []
     selection = settings["selection"]
+    decay = settings["optimizer"]["ema_decay"]
+    if decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=decay))
     if selection != "last":
         monitor = "selection/loss" if selection == "inner" else "fold/loss"
         callbacks.append(
             ModelCheckpoint(
-                folder, filename="best", monitor=monitor, save_weights_only=True, enable_version_counter=False
+                folder,
+                filename="best",
+                monitor=monitor,
+                save_weights_only=decay is None,  # whole checkpoints alone hold the averaged weights
+                enable_version_counter=False,
             )
         )
     patience = settings["trainer"]["early_stopping_patience"]
@@ -222,6 +249,10 @@ def _fit(
     path = folder / "best.ckpt"
     if selection == "last":
         trainer.save_checkpoint(path, weights_only=True)
+    elif decay is not None:
+        whole = torch.load(path, map_location="cpu", weights_only=True)
+        dropped = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state")
+        torch.save({key: value for key, value in whole.items() if key not in dropped}, path)
     return trainer, path
 
 

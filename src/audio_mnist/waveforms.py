@@ -25,6 +25,7 @@ from audio_mnist.errors import DataError
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the stored samples would differ
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
 _BLOCK = 256  # clips decoded ahead of the writer
 
 
@@ -161,6 +162,34 @@ def build_store(
     kept = kept.reset_index(drop=True)
     _check_copies(kept)
     return kept, store
+
+
+def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
+    """All recordings of a folder, at any depth, in the order of their names.
+
+    Args:
+        folder: that is searched.
+        rate_hz: they are resampled to it.
+        key: of the config, for the message.
+
+    Returns:
+        (T_i,) float32 each, held in memory.
+
+    Raises:
+        DataError: no such folder, no recording in it, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{key}={folder}: no such folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not paths:
+        raise DataError(f"{key}={folder}: no recordings found (wav, flac, ogg, mp3)")
+    recordings = []
+    for path in paths:
+        samples, _, _, reason = _try_decode(str(path), rate_hz, Limits(0.0, float("inf")))
+        if samples is None:
+            raise DataError(f"{key}: {path}: {reason}")
+        recordings.append(samples)
+    return recordings
 
 
 def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:

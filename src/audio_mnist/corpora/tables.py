@@ -10,9 +10,9 @@ import pandas as pd
 
 from audio_mnist.corpora import required_root
 from audio_mnist.errors import ConfigError, DataError
+from audio_mnist.waveforms import AUDIO_SUFFIXES
 
 log = logging.getLogger(__name__)
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
 
 
 def read_folder(data: dict) -> list[tuple]:

@@ -1,9 +1,9 @@
-"""The small pre-activation residual net: (B, 1, F, N) -> (B, C) logits."""
+"""The small pre-activation residual net, the original's."""
 
 from torch import Tensor, nn
 
-from audio_mnist.config import construct
 from audio_mnist.errors import ConfigError
+from audio_mnist.models.model import Model, batch_norm
 
 
 class ResBlock(nn.Module):
@@ -19,16 +19,16 @@ class ResBlock(nn.Module):
     follows the sum.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, sub_bands: int = 1) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.BatchNorm2d(in_channels),
+            batch_norm(in_channels, sub_bands),
             nn.ReLU(),
             nn.Conv2d(in_channels, in_channels, 1),
-            nn.BatchNorm2d(in_channels),
+            batch_norm(in_channels, sub_bands),
             nn.ReLU(),
             nn.Conv2d(in_channels, in_channels, 3, padding=1),
-            nn.BatchNorm2d(in_channels),
+            batch_norm(in_channels, sub_bands),
             nn.ReLU(),
             nn.Conv2d(in_channels, out_channels, 1),
         )
@@ -38,46 +38,55 @@ class ResBlock(nn.Module):
         return (self.residual(x) + self.shortcut(x)).relu()
 
 
-class ResNet(nn.Module):
+class ResNet(Model):
     """The net of the original notebook, made deeper and wider by two numbers.
 
     Args:
-        classes: C, at least 2.
         depth: blocks of each stage; 1 is the original net, with exactly 83,562
             trainable parameters at 10 classes.
         width: multiplies the channels of every convolution.
         dropout: before the last layer, 0 to 1.
-        in_channels: channels of the input feature.
+        sub_bands: equal parts of the rows that batch normalisation sees by
+            themselves; 1 as the original.
 
-    Shape: (B, in_channels, F, N) -> (B, C). Fewer than 8 bins or frames are
+    Shape: (B, C, F, N) -> (B, classes). Fewer than 8 rows or frames are
     padded with zeros to 8, which the three poolings need.
 
     Raises:
         ConfigError: an argument is out of range.
     """
 
+    name = "resnet"
+
     def __init__(
-        self, classes: int, *, depth: int = 1, width: int = 1, dropout: float = 0.5, in_channels: int = 1
+        self,
+        classes: int,
+        in_channels: int = 1,
+        *,
+        depth: int = 1,
+        width: int = 1,
+        dropout: float = 0.5,
+        sub_bands: int = 1,
     ) -> None:
-        super().__init__()
-        if classes < 2:
-            raise ConfigError(f"classes={classes}: a classifier needs at least 2")
-        if depth < 1:
-            raise ConfigError(f"model.depth={depth}: expected 1 or more")
-        if width < 1:
-            raise ConfigError(f"model.width={width}: expected 1 or more")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"model.dropout={dropout}: expected 0 or more, below 1")
+        super().__init__(classes, in_channels)
+        for fine, key, got, expected in (
+            (depth >= 1, "depth", depth, "1 or more"),
+            (width >= 1, "width", width, "1 or more"),
+            (0 <= dropout < 1, "dropout", dropout, "0 or more, below 1"),
+            (sub_bands >= 1, "sub_bands", sub_bands, "1 or more"),
+        ):
+            if not fine:
+                raise ConfigError(f"model.{key}={got}: expected {expected}")
         w = 16 * width
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), nn.BatchNorm2d(w), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), batch_norm(w, sub_bands), nn.ReLU())
         self.stages = nn.Sequential(
             nn.MaxPool2d(2),
-            _stage(w, 2 * w, depth),
+            _stage(w, 2 * w, depth, sub_bands),
             nn.MaxPool2d(2),
-            _stage(2 * w, 2 * w, depth),
-            _stage(2 * w, 4 * w, depth),
+            _stage(2 * w, 2 * w, depth, sub_bands),
+            _stage(2 * w, 4 * w, depth, sub_bands),
             nn.MaxPool2d(2),
-            _stage(4 * w, 4 * w, depth),
+            _stage(4 * w, 4 * w, depth, sub_bands),
         )
         self.hidden = nn.Sequential(nn.Linear(4 * w, 2 * w), nn.BatchNorm1d(2 * w), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
@@ -92,18 +101,6 @@ class ResNet(nn.Module):
         return self.output(self.dropout(x))  # (B, C)
 
 
-def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
-    first = ResBlock(in_channels, out_channels)
-    return nn.Sequential(first, *(ResBlock(out_channels, out_channels) for _ in range(depth - 1)))
-
-
-MODELS: dict[str, type[nn.Module]] = {"resnet": ResNet}
-
-
-def build(settings: dict, classes: int) -> nn.Module:
-    """The net that `settings` (`name` and its arguments) describe.
-
-    Raises:
-        ConfigError: an unknown name, an unknown argument, or one out of range.
-    """
-    return construct(MODELS, "model", settings, classes=classes)
+def _stage(in_channels: int, out_channels: int, depth: int, sub_bands: int) -> nn.Sequential:
+    first = ResBlock(in_channels, out_channels, sub_bands)
+    return nn.Sequential(first, *(ResBlock(out_channels, out_channels, sub_bands) for _ in range(depth - 1)))

@@ -1,0 +1,29 @@
+"""Front ends: waveforms (B, 1, T) -> features (B, C, F, N), on the input's device.
+
+A new feature is one file in this folder with a subclass of `FrontEnd` that has a `name`, and one
+file in `conf/feature/` that sets its arguments. Nothing else changes.
+"""
+
+import importlib
+import pkgutil
+
+from audio_mnist.config import construct
+from audio_mnist.features.frontend import NORMALIZATIONS, PADDINGS, FrontEnd
+
+__all__ = ["NORMALIZATIONS", "PADDINGS", "FrontEnd", "build"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def build(settings: dict, sample_rate_hz: int) -> FrontEnd:
+    """The front end that a feature's settings describe.
+
+    Args:
+        settings: `name` and the arguments of that class, plain values.
+        sample_rate_hz: of the waveforms.
+
+    Raises:
+        ConfigError: an unknown name, an unknown argument, or one out of range.
+    """
+    return construct(FrontEnd.registry, "feature", settings, sample_rate_hz)

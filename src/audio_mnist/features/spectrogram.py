@@ -1,0 +1,41 @@
+"""Plain log-power spectrogram."""
+
+import torch
+from torch import Tensor
+
+from audio_mnist.errors import ConfigError
+from audio_mnist.features.mel import Bands
+
+
+class LogSpectrogram(Bands):
+    """Power in bands of equal width in Hz, in dB relative to the clip's own maximum.
+
+    Args:
+        n_bins: F, bands between f_min_hz and f_max_hz; each is the mean of the
+            spectrum's bins that fall in it.
+        others: of `Bands` and `FrontEnd`.
+
+    Shape: (B, 1, T) -> (B, 1 + deltas, n_bins, N).
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    name = "spectrogram"
+
+    def __init__(self, sample_rate_hz: int, *, n_bins: int, window_ms: float, **others) -> None:
+        if n_bins < 1:
+            raise ConfigError(f"feature.n_bins={n_bins}: expected 1 or more")
+        super().__init__(sample_rate_hz, n_bins, window_ms=window_ms, **others)
+        if self.filters.isnan().any():
+            raise ConfigError(
+                f"feature.n_bins={n_bins}: more bands than the spectrum has bins; lower n_bins or raise "
+                f"feature.window_ms ({window_ms:g})"
+            )
+
+    def filter_bank(self, bands: int) -> Tensor:
+        bin_hz = torch.linspace(0, self.sample_rate_hz / 2, self.n_fft // 2 + 1, dtype=torch.float64)
+        band = (bin_hz - self.f_min_hz) / (self.f_max_hz - self.f_min_hz) * bands
+        band = torch.where(bin_hz == self.f_max_hz, bands - 1, band.floor())
+        member = (band[:, None] == torch.arange(bands)).double()
+        return (member / member.sum(dim=0)).float()

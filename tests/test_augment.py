@@ -1,0 +1,274 @@
+"""Augmentations: what each does to a clip, when, and that its draws are each clip's own and repeat."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audio_mnist import features
+from audio_mnist.augment import Augmentation, Augmenter, Placement
+from audio_mnist.config import to_plain
+from audio_mnist.datamodule import ShuffledBatches
+from audio_mnist.errors import ConfigError, DataError
+from tests.conftest import composed
+
+RATE_HZ = 8000
+OFF: dict[str, Any] = to_plain(composed("augment=none"))["augment"]
+MEL = {"name": "mel", "window_ms": 32.0, "hop_ms": 16.0, "n_mels": 40}
+
+
+@pytest.fixture
+def noise_folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, samples in (("a.wav", 3000), ("deeper/b.flac", 20_000)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, 0.1 * rng.standard_normal(samples), 16_000)
+    return tmp_path
+
+
+def settings_of(name: str, folder: Path) -> dict[str, Any]:
+    own = OFF[name] | {"probability": 1.0}
+    return own | {"folder": str(folder)} if name == "background" else own
+
+
+def build(name: str, folder: Path, **change: Any) -> Any:
+    own = {k: v for k, v in (settings_of(name, folder) | change).items() if k != "name"}
+    return Augmentation.registry[name](RATE_HZ, **own).train()
+
+
+def tone(clips: int = 4, hz: float = 440.0) -> torch.Tensor:
+    t = torch.arange(RATE_HZ) / RATE_HZ
+    return (torch.sin(2 * torch.pi * hz * t) * torch.exp(-2 * t)).expand(clips, 1, -1).clone()
+
+
+def test_conf_lists_every_augmentation() -> None:
+    """conf/augment/none.yaml has a key for each, all off."""
+    assert set(OFF) == set(Augmentation.registry) | {"placement"}
+    assert all(own["probability"] == 0 for key, own in OFF.items() if key != "placement")
+
+
+@pytest.mark.parametrize("name", [n for n, kind in Augmentation.registry.items() if kind.domain != "pair"])
+def test_augmentation_changes_each_clip_its_own_way_in_training_only(name: str, noise_folder: Path) -> None:
+    """Equal clips come out finite, in their shape, and differ; in evaluation nothing changes."""
+    module = build(name, noise_folder)
+    x = tone(16) if module.domain == "waveform" else torch.randn(1, 1, 40, 63).expand(16, 2, 40, 63).clone()
+    before = x.clone()
+    torch.manual_seed(0)
+    out = module(x)
+    assert out.shape == x.shape and out.isfinite().all()
+    assert torch.equal(x, before)  # the input is left alone
+    assert len({row.numpy().tobytes() for row in out}) > 4
+    assert torch.equal(module.eval()(x), x)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in Augmentation.registry.items() if kind.domain != "pair"])
+def test_augmentation_probability_is_that_of_a_clip(name: str, noise_folder: Path) -> None:
+    """With 0.5, about half of 200 clips are left as they were (fewer where a strength of none can be drawn)."""
+    module = build(name, noise_folder, probability=0.5)
+    x = tone(200)[:, :, :2000] if module.domain == "waveform" else torch.randn(200, 1, 40, 20)
+    torch.manual_seed(0)
+    same = (module(x) == x).flatten(1).all(dim=1).float().mean().item()
+    assert 0.38 <= same <= 0.75
+
+
+def test_speed_moves_the_pitch_by_its_factor(noise_folder: Path) -> None:
+    """A factor of 1.25 plays 400 Hz as 500 Hz, in four fifths of the time."""
+    module = build("speed", noise_folder, low=1.25, high=1.25, choices=1)
+    t = torch.arange(RATE_HZ) / RATE_HZ
+    out = module(torch.sin(2 * torch.pi * 400 * t).view(1, 1, -1))[0, 0]
+    assert torch.fft.rfft(out).abs().argmax().item() == pytest.approx(500, abs=2)
+    sounding = (out.abs() > 0.1).nonzero().flatten()
+    # four fifths of a second, in the middle
+    assert sounding[0].item() == pytest.approx(800, abs=30) and sounding[-1].item() == pytest.approx(7200, abs=30)
+
+
+def test_speed_slower_keeps_the_middle(noise_folder: Path) -> None:
+    """A factor of 0.8 makes the clip longer; its ends are cut, not its middle."""
+    module = build("speed", noise_folder, low=0.8, high=0.8, choices=1)
+    x = torch.zeros(1, 1, RATE_HZ)
+    x[0, 0, RATE_HZ // 2] = 1
+    assert module(x)[0, 0].abs().argmax().item() == pytest.approx(RATE_HZ / 2, abs=3)
+
+
+def test_pitch_moves_the_pitch_and_keeps_the_time(noise_folder: Path) -> None:
+    """A shift of one semitone is a factor of 2^(1/12), up or down; the clip stays as long."""
+    module = build("pitch", noise_folder, semitones=1)
+    t = torch.arange(RATE_HZ) / RATE_HZ
+    torch.manual_seed(1)
+    out = module(torch.sin(2 * torch.pi * 1000 * t).expand(30, 1, -1))
+    peaks = set(torch.fft.rfft(out[:, 0]).abs().argmax(dim=1).tolist())
+    assert len(peaks) == 3
+    np.testing.assert_allclose(sorted(peaks), [1000 / 2 ** (1 / 12), 1000, 1000 * 2 ** (1 / 12)], atol=8)
+    assert (out[:, 0, -500:].square().mean(dim=1) > 0.1).all()
+
+
+@pytest.mark.parametrize("name", ["noise", "background"])
+def test_noise_has_the_drawn_ratio(name: str, noise_folder: Path) -> None:
+    """From 5 to 20 dB, spread over the range; a silent clip stays silent."""
+    module = build(name, noise_folder, snr_low_db=5.0, snr_high_db=20.0)
+    x = tone(300)
+    x[0] = 0
+    torch.manual_seed(0)
+    added = module(x) - x
+    assert added[0].abs().max() == 0
+    snr_db = 10 * torch.log10(x[1:].square().sum(-1) / added[1:].square().sum(-1)).flatten()
+    assert snr_db.min() > 4.99 and snr_db.max() < 20.01 and snr_db.min() < 6 and snr_db.max() > 19
+
+
+@pytest.mark.parametrize(("slope", "expected_db"), [(0.0, 0.0), (1.0, -3.01), (2.0, -6.02)])
+def test_noise_falls_by_its_slope(noise_folder: Path, slope: float, expected_db: float) -> None:
+    """White noise has as much power in each bin an octave up, pink half, brown a quarter."""
+    module = build("noise", noise_folder, slope_low=slope, slope_high=slope, snr_low_db=0.0, snr_high_db=0.0)
+    x = tone(100)
+    torch.manual_seed(0)
+    power = torch.fft.rfft(module(x) - x).abs().square().mean(dim=(0, 1))
+    octave_db = 10 * torch.log10(power[1000:2000].mean() / power[500:1000].mean()).item()
+    assert octave_db == pytest.approx(expected_db, abs=0.2)
+
+
+def test_background_plays_the_recordings(tmp_path: Path) -> None:
+    """A recording of one constant adds a constant, wherever its piece starts and however short it is."""
+    soundfile.write(tmp_path / "a.wav", np.full(300, 0.5), RATE_HZ)
+    module = build("background", tmp_path)
+    added = module(tone(20)) - tone(20)
+    torch.testing.assert_close(added, added[:, :, :1].expand_as(added), atol=1e-5, rtol=0)
+
+
+def test_filter_is_smooth_and_bounded(noise_folder: Path) -> None:
+    """An impulse's spectrum shows the gains: within the strength, at most one bend a band."""
+    module = build("filter", noise_folder, bands=4, strength_db=6.0)
+    x = torch.zeros(50, 1, RATE_HZ)
+    x[:, :, 4000] = 1
+    torch.manual_seed(0)
+    gain_db = 20 * torch.log10(torch.fft.rfft(module(x)).abs())[:, 0]
+    assert gain_db.abs().max() <= 6.01 and gain_db.std(dim=1).max() > 2
+    assert gain_db.diff(dim=1).abs().max() < 0.1
+
+
+def test_spec_augment_masks_with_the_mean(noise_folder: Path) -> None:
+    """Whole rows or frames of the clip's mean, the same in all channels, at most as wide as it says."""
+    module = build("spec_augment", noise_folder, rows=5, frames=0, masks=1)
+    x = torch.randn(200, 2, 40, 30)
+    torch.manual_seed(0)
+    out = module(x)
+    hidden = (out != x).any(dim=3)  # (B, 2, F)
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    assert hidden[:, 0].sum(dim=1).max() == 5
+    mean = x.mean(dim=(2, 3), keepdim=True).expand_as(x)
+    torch.testing.assert_close(out[hidden], mean[hidden])
+
+
+def test_mixup_blends_features_and_targets_alike() -> None:
+    """Features that are their class' one-hot rows stay equal to the targets; shares differ between clips."""
+    module = Augmentation.registry["mixup"](RATE_HZ, probability=1.0, alpha=0.4).train()
+    targets = torch.eye(8)
+    torch.manual_seed(0)
+    x, y = module.blend(targets.view(8, 1, 8, 1), targets)
+    torch.testing.assert_close(x.view(8, 8), y)
+    torch.testing.assert_close(y.sum(dim=1), torch.ones(8))
+    assert len(y.amax(dim=1).unique()) > 4
+    same = (
+        Augmentation.registry["mixup"](RATE_HZ, probability=0.0, alpha=0.4)
+        .train()
+        .blend(targets[:, None, None], targets)
+    )
+    assert torch.equal(same[1], targets)
+
+
+def augmenter(**change: dict[str, Any]) -> Augmenter:
+    return Augmenter({key: own | change.get(key, {}) for key, own in OFF.items()}, RATE_HZ).train()
+
+
+def test_augmenter_repeats_by_its_seed_alone() -> None:
+    """The same seed gives the same bits whatever was drawn before, another seed others; the caller's draws stay."""
+    front_end = features.build(MEL, RATE_HZ)
+    stages = augmenter(noise={"probability": 1.0}, spec_augment={"probability": 0.5}, mixup={"probability": 0.5})
+    x, y = tone(6), torch.arange(6)
+    torch.manual_seed(3)
+    first = stages(x, y, front_end, 10, (1, 2, 0))
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), after)
+    again, other = stages(x, y, front_end, 10, (1, 2, 0)), stages(x, y, front_end, 10, (1, 3, 0))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert first[1].shape == (6, 10)
+
+
+def test_augmenter_does_nothing_in_evaluation_or_with_all_off() -> None:
+    """The front end's features and the class numbers."""
+    front_end, x, y = features.build(MEL, RATE_HZ), tone(3), torch.arange(3)
+    for stages in (augmenter(), augmenter(noise={"probability": 1.0}, mixup={"probability": 1.0}).eval()):
+        features_, targets = stages(x, y, front_end, 10, (0,))
+        assert torch.equal(features_, front_end(x)) and torch.equal(targets, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": {"probability": 1.5}}, r"augment\.noise\.probability=1\.5: expected 0 to 1"),
+        ({"noise": {"probability": 1.0, "snr_low_db": 50.0}}, r"augment\.noise\.snr_low_db=50\.0: expected at most"),
+        ({"noise": {"probability": 1.0, "slope_low": 3.0}}, r"augment\.noise\.slope_low=3\.0"),
+        ({"noise": {"probability": 1.0, "loud": 3}}, r"unknown config key augment\.noise\.loud"),
+        ({"noise": {"probability": "often"}}, r"augment\.noise\.probability='often': expected float"),
+        ({"speed": {"probability": 1.0, "low": 1.3}}, r"augment\.speed\.low=1\.3"),
+        ({"speed": {"probability": 1.0, "high": 9.0}}, r"augment\.speed\.high=9"),
+        ({"speed": {"probability": 1.0, "choices": 0}}, r"augment\.speed\.choices=0"),
+        ({"pitch": {"probability": 1.0, "semitones": 20}}, r"augment\.pitch\.semitones=20"),
+        ({"filter": {"probability": 1.0, "bands": 1}}, r"augment\.filter\.bands=1"),
+        ({"gain": {"probability": 1.0, "low_db": 20.0}}, r"augment\.gain\.low_db=20"),
+        ({"spec_augment": {"probability": 1.0, "rows": -1}}, r"augment\.spec_augment\.rows=-1"),
+        ({"mixup": {"probability": 1.0, "alpha": 0.0}}, r"augment\.mixup\.alpha=0"),
+        ({"background": {"probability": 1.0}}, r"augment\.background\.folder=None: expected a folder"),
+    ],
+)
+def test_augmenter_refuses_wrong_settings(change: dict, message: str) -> None:
+    """The message names the key."""
+    with pytest.raises(ConfigError, match=message):
+        augmenter(**change)
+
+
+def test_augmenter_refuses_unknown_keys_and_folders(tmp_path: Path) -> None:
+    """An augmentation that does not exist, a value for settings, folders without recordings."""
+    with pytest.raises(ConfigError, match=r"expected one of background, filter"):
+        Augmenter({"echo": {"probability": 1.0}}, RATE_HZ)
+    with pytest.raises(ConfigError, match=r"augment\.noise=1: expected settings"):
+        Augmenter({"noise": 1}, RATE_HZ)
+    for folder, message in ((tmp_path, "no recordings found"), (tmp_path / "x", "no such folder")):
+        with pytest.raises(DataError, match=rf"augment\.background\.folder={folder}: {message}"):
+            augmenter(background={"probability": 1.0, "folder": str(folder)})
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"a\.wav: not a recording"):
+        augmenter(background={"probability": 1.0, "folder": str(tmp_path)})
+
+
+def test_placement_takes_copies_and_keeps_their_places() -> None:
+    """Five copies a clip; redraw=false gives each copy one place for good, redraw=true a new one an epoch."""
+    for redraw in (False, True):
+        sampler = ShuffledBatches(np.arange(6), 10, 0, Placement(copies=5, redraw=redraw))
+        epochs = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            rows, places = (np.concatenate(part) for part in zip(*sampler, strict=True))
+            assert len(sampler) == 3 and (np.bincount(rows) == 5).all()
+            epochs.append((rows.tolist(), set(zip(rows.tolist(), places.tolist(), strict=True))))
+        assert epochs[0][0] != epochs[1][0]  # the order is drawn anew
+        assert (epochs[0][1] == epochs[1][1]) is not redraw
+        assert len(epochs[0][1]) == 30
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ({"copies": 0}, "copies=0"),
+        ({"redraw": 1}, "redraw=1"),
+        ({"shift": 1}, r"unknown config key augment\.placement\.shift"),
+    ],
+)
+def test_placement_refuses(placement: dict, message: str) -> None:
+    """The message names the key."""
+    with pytest.raises(ConfigError, match=message):
+        Placement.of({"placement": placement})
