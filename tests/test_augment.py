@@ -150,7 +150,7 @@ def test_filter_is_smooth_and_bounded(noise_folder: Path) -> None:
 
 def test_spec_augment_masks_with_the_mean(noise_folder: Path) -> None:
     """Whole rows or frames of the clip's mean, the same in all channels, at most as wide as it says."""
-    module = build("spec_augment", noise_folder, rows=5, frames=0, masks=1)
+    module = build("spec_augment", noise_folder, rows=0.125, frames=0.0, masks=1)
     x = torch.randn(200, 2, 40, 30)
     torch.manual_seed(0)
     out = module(x)
@@ -220,7 +220,7 @@ def test_augmenter_does_nothing_in_evaluation_or_with_all_off() -> None:
         ({"pitch": {"probability": 1.0, "semitones": 20}}, r"augment\.pitch\.semitones=20"),
         ({"filter": {"probability": 1.0, "bands": 1}}, r"augment\.filter\.bands=1"),
         ({"gain": {"probability": 1.0, "low_db": 20.0}}, r"augment\.gain\.low_db=20"),
-        ({"spec_augment": {"probability": 1.0, "rows": -1}}, r"augment\.spec_augment\.rows=-1"),
+        ({"spec_augment": {"probability": 1.0, "rows": 1.0}}, r"augment\.spec_augment\.rows=1"),
         ({"mixup": {"probability": 1.0, "alpha": 0.0}}, r"augment\.mixup\.alpha=0"),
         ({"background": {"probability": 1.0}}, r"augment\.background\.folder=None: expected a folder"),
     ],

@@ -23,7 +23,18 @@ from tests.conftest import PROJECT, composed
         (["data=fsdd", "folds.group=speaker", "folds.count=6"], "folds", {"count": 6, "group": "speaker", "seed": 0}),
         (["data=fsdd400"], "data.settings", {"train_per_class": 40, "draw_seed": 0}),
         (["data=fsdd400"], "data.name", "fsdd"),
-        (["feature=mfcc"], "feature.n_mfcc", 40),
+        (["feature=mfcc"], "feature.n_mfcc", 20),
+        (["feature=mfcc_original"], "feature.n_mels", 128),
+        ([], "variant", "default"),
+        ([], "augment.speed.probability", 1.0),
+        (["augment=none"], "augment.speed.probability", 0.0),
+        (["variant=no_noise"], "augment.noise.probability", 0.0),
+        (["variant=no_noise"], "variant", "no_noise"),
+        (["variant=bcresnet"], "model.name", "bcresnet"),
+        (["experiment=original"], "selection", "fold"),
+        (["experiment=original"], "feature.padding", "after_scaling"),
+        (["experiment=original"], "augment.placement", {"copies": 5, "redraw": False}),
+        (["experiment=original"], "optimizer.name", "adam"),
         (["model.depth=2"], "model.depth", 2),
         (["trainer=ddp"], "trainer.strategy", "ddp"),
         (["trainer.max_epochs=3"], "trainer.max_epochs", 3),
@@ -63,6 +74,10 @@ def test_compose_gives(overrides: list[str], key: str, expected: Any) -> None:
         (["optimizer.name=sgd"], "optimizer.name=sgd"),
         (["optimizer.schedule=step"], "optimizer.schedule=step"),
         (["optimizer.lr=0"], "optimizer.lr=0"),
+        (["optimizer.ema_decay=1"], "optimizer.ema_decay=1.0: expected between 0 and 1, or null"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0"),
+        (["trainer.min_epochs=0"], "trainer.min_epochs=0"),
+        (["placements=0"], "placements=0"),
         (["optimizer.warmup_share=1"], "optimizer.warmup_share=1"),
         (["optimizer.label_smoothing=1"], "optimizer.label_smoothing=1"),
         (["trainer.early_stopping_patience=5"], "trainer.early_stopping_patience=5: expected .*selection=inner"),
@@ -98,6 +113,8 @@ def test_validate_ensemble_run_ids(overrides: list[str], expected: Any) -> None:
         (["run_ids=[]"], "run_ids="),
         (["run_ids={a: 1}"], "run_ids=.*expected latest or a list"),
         (["run_ids=latest", "combine=median"], "combine=median: expected one of mean, logit_mean, vote"),
+        (["run_ids=latest", "calibrate=platt"], "calibrate=platt: expected one of temperature, none"),
+        (["run_ids=latest", "baseline=forest"], "baseline=forest: expected svm or null"),
         (["run_ids=latest", "batch_size=0"], "batch_size=0"),
         (["run_ids=latest", "threads=0"], "threads=0"),
     ],
@@ -106,6 +123,31 @@ def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
     """As for training."""
     with pytest.raises(ConfigError, match=message):
         validate_ensemble(composed(*overrides, name="ensemble"))
+
+
+def test_every_variant_changes_one_thing() -> None:
+    """Each composes, is named as its file, and makes another recipe than the default."""
+    default = fingerprint(recipe(to_plain(validate_train(composed()))))
+    names = [path.stem for path in (PROJECT / "conf" / "variant").glob("*.yaml")]
+    prints = {}
+    for name in names:
+        cfg = validate_train(composed(f"variant={name}"))
+        assert cfg.variant == name
+        prints[name] = fingerprint(recipe(to_plain(cfg)))
+    assert prints.pop("default") == default
+    assert default not in prints.values() and len(set(prints.values())) == len(prints) >= 18
+
+
+def test_ablation_sweeps_variants_that_exist() -> None:
+    """experiment=ablation names files of conf/variant/, the default first."""
+    listed = OmegaConf.load(PROJECT / "conf/experiment/ablation.yaml").hydra.sweeper.params.variant.split(",")
+    assert listed[0] == "default"
+    assert {path.stem for path in (PROJECT / "conf" / "variant").glob("*.yaml")} == {
+        *listed,
+        "sub_bands",
+        "bcresnet",
+        "wide_net",
+    }
 
 
 def test_recipe_leaves_out_where_things_lie() -> None:

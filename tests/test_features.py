@@ -36,10 +36,12 @@ def reference_db(clip: np.ndarray, n_mels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 20_000])
-@pytest.mark.parametrize("name", ["mel", "mfcc"])
+@pytest.mark.parametrize("name", ["mel", "mfcc", "mel_original", "mfcc_original"])
 def test_shipped_settings_equal_librosa(name: str, rate_hz: int) -> None:
     """The features of conf/, at two sample rates, on a decaying noisy tone: within 0.05 dB."""
-    settings = to_plain(composed(f"feature={name}"))["feature"] | {"normalize": "none"}
+    settings = to_plain(composed(f"feature={name}"))["feature"] | {"normalize": "none", "padding": "silence"}
+    if name == "mfcc_original" and rate_hz == 8000:
+        pytest.skip("128 bands need a higher rate")
     rng = np.random.default_rng(0)
     t = np.arange(rate_hz) / rate_hz
     clip = np.exp(-5 * t) * (np.sin(2 * np.pi * 440 * t) + 0.1 * rng.standard_normal(rate_hz))
@@ -53,8 +55,8 @@ def test_shipped_settings_equal_librosa(name: str, rate_hz: int) -> None:
         n_mels=settings["n_mels"],
     )
     theirs = librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=80)
-    if name == "mfcc":
-        theirs = librosa.feature.mfcc(S=theirs, n_mfcc=40)
+    if settings["name"] == "mfcc":
+        theirs = librosa.feature.mfcc(S=theirs, n_mfcc=settings["n_mfcc"])
     ours = features.build(settings, rate_hz)(torch.from_numpy(clip).float().view(1, 1, -1))[0, 0].numpy()
     np.testing.assert_allclose(ours, theirs, atol=0.05)
 

@@ -316,8 +316,8 @@ class SpecAugment(Augmentation):
     """Hides bands of rows and of frames behind the clip's mean.
 
     Args:
-        rows: widest mask over the feature's rows (bands or coefficients).
-        frames: widest mask over frames.
+        rows: widest mask, as a share of the feature's rows (bands or coefficients).
+        frames: widest mask, as a share of the frames.
         masks: of each kind; widths are drawn uniformly from 0.
         others: of `Augmentation`.
 
@@ -331,16 +331,18 @@ class SpecAugment(Augmentation):
     name = "spec_augment"
     domain = "feature"
 
-    def __init__(self, sample_rate_hz: int, *, rows: int, frames: int, masks: int, **base) -> None:
+    def __init__(self, sample_rate_hz: int, *, rows: float, frames: float, masks: int, **base) -> None:
         super().__init__(sample_rate_hz, **base)
-        for key, value in (("rows", rows), ("frames", frames), ("masks", masks)):
-            self.check(value >= 0, key, value, "0 or more")
+        self.check(0 <= rows < 1, "rows", rows, "0 or more, below 1")
+        self.check(0 <= frames < 1, "frames", frames, "0 or more, below 1")
+        self.check(masks >= 1, "masks", masks, "1 or more")
         self.rows, self.frames, self.masks = rows, frames, masks
 
     def augment(self, x: Tensor) -> Tensor:
         kept = torch.ones_like(x[:, :1])  # (B, 1, F, N), one mask for all channels
         for _ in range(self.masks):
-            for axis, width in ((2, min(self.rows, x.shape[2])), (3, min(self.frames, x.shape[3]))):
+            for axis, share in ((2, self.rows), (3, self.frames)):
+                width = round(share * x.shape[axis])
                 if width:
                     kept = mask_along_axis_iid(kept, width + 1, 0.0, axis)  # draws widths below its parameter
         return torch.where(kept > 0, x, x.mean(dim=(2, 3), keepdim=True))
