@@ -618,7 +618,7 @@ def variants(tmp_path: Path) -> tuple[Path, str]:
     done = run_command(
         tmp_path,
         *("train.py", "data=folder", f"data.root={root}", r"data.settings.speaker_pattern='(?P<speaker>s\d)_'"),
-        *("folds.count=2", "variant=default,spec_augment", "feature=mel,mfcc", "fold=0,1", "trainer.max_epochs=4"),
+        *("folds.count=2", "variant=default,no_noise", "feature=mel,mfcc", "fold=0,1", "trainer.max_epochs=4"),
         *("trainer.batch_size=8", "trainer.accelerator=cpu", "-m"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -632,7 +632,7 @@ def test_sweep_over_variants_prints_paired_differences(variants: tuple[Path, str
     p: dict[str, list[np.ndarray]] = {}
     truth: list[int] = []
     for fold in ("0", "1"):
-        for variant in ("default", "spec_augment"):
+        for variant in ("default", "no_noise"):
             of_fold = [
                 run
                 for run in tracker._search("tags.`audio_mnist.kind` = 'train'")
@@ -650,6 +650,6 @@ def test_sweep_over_variants_prints_paired_differences(variants: tuple[Path, str
     lines = {name: next(line for line in printed.splitlines() if f"│ {name} " in line) for name in right}
     for name, line in lines.items():
         assert f" {right[name].mean():.4f} " in line and f" {loss[name]:.4f} " in line
-    difference = 100 * (right["spec_augment"].mean() - right["default"].mean())
-    assert f"{difference:+.2f} (" in lines["spec_augment"]
+    difference = 100 * (right["no_noise"].mean() - right["default"].mean())
+    assert f"{difference:+.2f} (" in lines["no_noise"]
     assert "n = 36 clips, the same for all; 95% intervals, speakers are resampled" in printed
