@@ -653,3 +653,34 @@ def test_sweep_over_variants_prints_paired_differences(variants: tuple[Path, str
     difference = 100 * (right["no_noise"].mean() - right["default"].mean())
     assert f"{difference:+.2f} (" in lines["no_noise"]
     assert "n = 36 clips, the same for all; 95% intervals, speakers are resampled" in printed
+
+
+def test_ensemble_takes_seeds_and_any_number_of_features(
+    tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two seeds of one feature and one run each of three others: five rows that tell them apart, the mean of all."""
+    uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
+    settings = ("data=folder", f"data.root={tones}", "folds.count=2", "trainer.accelerator=cpu", "trainer.max_epochs=2")
+    small = ("feature.n_bins=40",)
+    for fold in (0, 1):
+        for overrides in (
+            ["seed=0"],
+            ["seed=1"],
+            ["feature=pcen"],
+            ["feature=gammatone"],
+            ["feature=spectrogram", *small],
+        ):
+            train(composed(*settings, uri, f"fold={fold}", *overrides))
+    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    ids = [run.id for run in tracker._search("tags.`audio_mnist.kind` = 'train'")]
+    cfg = composed(f"run_ids=[{','.join(ids)}]", "calibrate=none", uri, name="ensemble")
+    combining.ensemble(cfg, tmp_path)
+    printed = capsys.readouterr().out
+    for label in ("Mel seed=0", "Mel seed=1", "PCEN", "Gammatone", "Spectrogram", "Ensemble"):
+        assert f"│ {label} " in printed, printed
+    written = pd.read_csv(tmp_path / "predictions.csv").set_index("clip_id")
+    columns = ["p:high", "p:low", "p:mid"]
+    logged = pd.concat(members.logged_predictions(tracker, run_id) for run_id in ids)
+    mean = logged.groupby("clip_id")[columns].mean()
+    assert logged.groupby("clip_id").size().eq(5).all()
+    np.testing.assert_allclose(written.loc[mean.index, columns], mean, atol=1e-5)
