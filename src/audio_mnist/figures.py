@@ -42,7 +42,7 @@ def reliability(before: Reliability, after: Reliability, title: str) -> Figure:
     for (upper, lower), bins, name in zip(axes.T, (before, after), ("raw", "calibrated"), strict=True):
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
         upper.bar(edges[:-1], bins.accuracy, np.diff(edges), align="edge", color="#9ecae1", edgecolor="white")
-        upper.plot(bins.confidence, bins.accuracy, "o", color="#08519c", markersize=4)
+        upper.plot(bins.confidence, bins.accuracy, "o", color="#08519c", markersize=4, clip_on=False)
         upper.set(title=f"{title}, {name}: ECE {bins.error:.4f}", xlim=(0, 1), ylim=(0, 1))
         lower.bar(edges[:-1], bins.count, np.diff(edges), align="edge", color="0.6", edgecolor="white")
         lower.set(xlabel="confidence")
