@@ -35,13 +35,13 @@ def reference_db(clip: np.ndarray, n_mels: int) -> np.ndarray:
     return librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=80)
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 20_000])
-@pytest.mark.parametrize("name", ["mel", "mfcc", "mel_original", "mfcc_original"])
+@pytest.mark.parametrize(
+    ("name", "rate_hz"),  # the original's 128 bands need its rate
+    [*((name, rate) for name in ("mel", "mfcc", "mel_original") for rate in (8000, 20_000)), ("mfcc_original", 20_000)],
+)
 def test_shipped_settings_equal_librosa(name: str, rate_hz: int) -> None:
     """The features of conf/, at two sample rates, on a decaying noisy tone: within 0.05 dB."""
     settings = to_plain(composed(f"feature={name}"))["feature"] | {"normalize": "none", "padding": "silence"}
-    if name == "mfcc_original" and rate_hz == 8000:
-        pytest.skip("128 bands need a higher rate")
     rng = np.random.default_rng(0)
     t = np.arange(rate_hz) / rate_hz
     clip = np.exp(-5 * t) * (np.sin(2 * np.pi * 440 * t) + 0.1 * rng.standard_normal(rate_hz))

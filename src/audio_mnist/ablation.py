@@ -68,7 +68,7 @@ def table(variants: dict[str, Variant], speaker_of: dict[str, str] | None) -> Ta
     """
     base = variants[DEFAULT]
     speakers = None if speaker_of is None else np.array([speaker_of[clip] for clip in base.clips])
-    titles = sorted({title for v in variants.values() for title in v.singles}, key=list(base.singles).index)
+    titles = list(dict.fromkeys(title for v in variants.values() for title in v.singles))
     drawn = Table()
     drawn.add_column("variant")
     for name in (*titles, "ensemble", "less default, points", "p", "log loss", "less default"):

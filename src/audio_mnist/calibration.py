@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 BINS = 15  # of confidence, equal width, as Guo et al.
 _LEAST = 1e-12  # probability; keeps logarithms finite
@@ -54,9 +55,7 @@ def log_loss(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """(n, C) probabilities whose logarithms are divided by `temperature`; the order of classes stays."""
-    logs = np.log(np.maximum(probabilities, _LEAST)) / temperature
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return softmax(np.log(np.maximum(probabilities, _LEAST)) / temperature, axis=1)
 
 
 def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 
 def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
@@ -24,9 +25,7 @@ def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
     if how == "mean":
         return mean
     if how == "logit_mean":
-        logs = np.log(np.maximum(probabilities, 1e-12)).mean(axis=0)
-        powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return softmax(np.log(np.maximum(probabilities, 1e-12)).mean(axis=0), axis=1)
     if how == "vote":
         classes = probabilities.shape[2]
         votes = np.eye(classes)[probabilities.argmax(axis=2)].mean(axis=0)

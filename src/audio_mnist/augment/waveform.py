@@ -1,99 +1,16 @@
-"""Augmentations of training batches, on the device: waveforms (B, 1, T), features (B, C, F, N) and targets.
-
-Each is an `nn.Module` that does something in training mode only, draws for every clip of the
-batch by itself, and takes its draws from torch's global generators, which `Augmenter` seeds for
-every batch. A new one is a subclass with a `name`, and a key of that name in `conf/augment/`.
-"""
+"""Augmentations of waveforms (B, 1, T)."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
-from torchaudio.functional import add_noise, mask_along_axis_iid
+from torchaudio.functional import add_noise
 
-from audio_mnist.config import construct
-from audio_mnist.errors import ConfigError
+from audio_mnist.augment.base import Augmentation, uniform
 from audio_mnist.waveforms import decode_folder
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the loader places a training clip in its window.
-
-    Attributes:
-        copies: times that an epoch takes each clip, each at a place of its own.
-        redraw: new places every epoch; else they are drawn once.
-    """
-
-    copies: int = 1
-    redraw: bool = True
-
-    @classmethod
-    def of(cls, augment: dict[str, Any]) -> "Placement":
-        """From the settings of `conf/augment/`, key `placement`.
-
-        Raises:
-            ConfigError: an unknown key, or a value out of range.
-        """
-        settings = {"copies": 1, "redraw": True} | (augment.get("placement") or {})
-        copies, redraw = settings.pop("copies"), settings.pop("redraw")
-        if settings:
-            raise ConfigError(f"unknown config key augment.placement.{min(settings)}; it has copies, redraw")
-        if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
-            raise ConfigError(f"augment.placement.copies={copies}: expected 1 or more")
-        if not isinstance(redraw, bool):
-            raise ConfigError(f"augment.placement.redraw={redraw}: expected true or false")
-        return cls(copies, redraw)
-
-
-class Augmentation(nn.Module):
-    """Base of every augmentation.
-
-    Attributes:
-        name: its key in the config.
-        domain: what it takes: "waveform" (B, 1, T) or "feature" (B, C, F, N).
-
-    Args:
-        sample_rate_hz: of the waveforms.
-        probability: that a clip is changed.
-
-    Raises:
-        ConfigError: an argument is out of range.
-    """
-
-    name: ClassVar[str]
-    domain: ClassVar[str] = "waveform"
-    registry: ClassVar[dict[str, type["Augmentation"]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if "name" in cls.__dict__:
-            Augmentation.registry[cls.name] = cls
-
-    def __init__(self, sample_rate_hz: int, *, probability: float) -> None:
-        super().__init__()
-        self.sample_rate_hz, self.probability = sample_rate_hz, probability
-        self.check(0 <= probability <= 1, "probability", probability, "0 to 1")
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        rows = (torch.rand(len(x), device=x.device) < self.probability).nonzero().squeeze(1)
-        return x.index_copy(0, rows, self.augment(x[rows])) if len(rows) else x
-
-    def augment(self, x: Tensor) -> Tensor:
-        """All clips of `x`, changed, in the same shape."""
-        raise NotImplementedError
-
-    def check(self, fine: bool, key: str, got: object, expected: str) -> None:
-        """Raises a `ConfigError` of this augmentation's key."""
-        if not fine:
-            raise ConfigError(f"augment.{self.name}.{key}={got}: expected {expected}")
 
 
 class _Grouped(Augmentation):
@@ -193,7 +110,7 @@ class Gain(Augmentation):
         self.range_db = low_db, high_db
 
     def augment(self, x: Tensor) -> Tensor:
-        return x * 10 ** (_uniform(*self.range_db, (len(x), 1, 1), x) / 20)
+        return x * 10 ** (uniform(*self.range_db, (len(x), 1, 1), x) / 20)
 
 
 class Filter(Augmentation):
@@ -221,7 +138,7 @@ class Filter(Augmentation):
 
     def augment(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x)  # (B, 1, T / 2 + 1)
-        drawn_db = _uniform(-self.strength_db, self.strength_db, (len(x), self.bands), x)
+        drawn_db = uniform(-self.strength_db, self.strength_db, (len(x), self.bands), x)
         bins_hz = torch.linspace(0, self.sample_rate_hz / 2, spectrum.shape[-1], device=x.device)
         place = torch.log1p(bins_hz / 700) / math.log1p(self.sample_rate_hz / 1400) * (self.bands - 1)
         below = place.long().clamp_max(self.bands - 2)
@@ -242,7 +159,7 @@ class _Additive(Augmentation):
         noise = self.noise(x)
         # a silent piece of noise, or a silent clip, has no ratio
         audible = noise.any(dim=-1, keepdim=True) & x.any(dim=-1, keepdim=True)
-        return torch.where(audible, add_noise(x, noise, _uniform(*self.snr_db, (len(x), 1), x)), x)
+        return torch.where(audible, add_noise(x, noise, uniform(*self.snr_db, (len(x), 1), x)), x)
 
     def noise(self, x: Tensor) -> Tensor:
         """Noise in the shape of `x`, at any level."""
@@ -274,7 +191,7 @@ class Noise(_Additive):
     def noise(self, x: Tensor) -> Tensor:
         frequency = torch.arange(x.shape[-1] // 2 + 1, device=x.device).clamp_min(1)
         spectrum = torch.randn(len(x), 1, len(frequency), dtype=torch.complex64, device=x.device)
-        slope = _uniform(*self.slope, (len(x), 1, 1), x)
+        slope = uniform(*self.slope, (len(x), 1, 1), x)
         return torch.fft.irfft(spectrum * frequency ** (-slope / 2), n=x.shape[-1])
 
 
@@ -310,135 +227,6 @@ class Background(_Additive):
         shift = (torch.rand(len(x), 1, device=x.device) * size).long()
         places = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short one is repeated
         return self.samples[places].unsqueeze(1)
-
-
-class SpecAugment(Augmentation):
-    """Hides bands of rows and of frames behind the clip's mean.
-
-    Args:
-        rows: widest mask, as a share of the feature's rows (bands or coefficients).
-        frames: widest mask, as a share of the frames.
-        masks: of each kind; widths are drawn uniformly from 0.
-        others: of `Augmentation`.
-
-    Raises:
-        ConfigError: an argument is out of range.
-
-    Source: Park et al., "SpecAugment", 2019, without its time warping, with
-    `torchaudio.functional.mask_along_axis_iid`.
-    """
-
-    name = "spec_augment"
-    domain = "feature"
-
-    def __init__(self, sample_rate_hz: int, *, rows: float, frames: float, masks: int, **base) -> None:
-        super().__init__(sample_rate_hz, **base)
-        self.check(0 <= rows < 1, "rows", rows, "0 or more, below 1")
-        self.check(0 <= frames < 1, "frames", frames, "0 or more, below 1")
-        self.check(masks >= 1, "masks", masks, "1 or more")
-        self.rows, self.frames, self.masks = rows, frames, masks
-
-    def augment(self, x: Tensor) -> Tensor:
-        kept = torch.ones_like(x[:, :1])  # (B, 1, F, N), one mask for all channels
-        for _ in range(self.masks):
-            for axis, share in ((2, self.rows), (3, self.frames)):
-                width = round(share * x.shape[axis])
-                if width:
-                    kept = mask_along_axis_iid(kept, width + 1, 0.0, axis)  # draws widths below its parameter
-        return torch.where(kept > 0, x, x.mean(dim=(2, 3), keepdim=True))
-
-
-class Mixup(Augmentation):
-    """Blends each clip's feature and target with another's of the batch.
-
-    Args:
-        alpha: both parameters of the Beta distribution of the share, above 0.
-        others: of `Augmentation`.
-
-    Shape: (B, C, F, N), (B, classes) -> the same.
-
-    Raises:
-        ConfigError: an argument is out of range.
-
-    Source: Zhang et al., "mixup", 2018. Deviation: the share is drawn for each clip.
-    """
-
-    name = "mixup"
-    domain = "pair"
-
-    def __init__(self, sample_rate_hz: int, *, alpha: float, **base) -> None:
-        super().__init__(sample_rate_hz, **base)
-        self.check(alpha > 0, "alpha", alpha, "above 0")
-        self.alpha = alpha
-
-    def blend(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and targets (B, classes), shares of each class."""
-        share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x),)).to(x)  # (B,)
-        share = share.where(torch.rand(len(x), device=x.device) < self.probability, 1.0)
-        other = torch.randperm(len(x), device=x.device)
-        return _lerp(x[other], x, share), _lerp(targets[other], targets, share)
-
-
-class Augmenter(nn.Module):
-    """All augmentations of a config, in its order, around a front end.
-
-    Args:
-        settings: of `conf/augment/`: a key an augmentation. One of probability 0 is left out.
-        sample_rate_hz: of the waveforms.
-
-    Shape: (B, 1, T) waveforms and (B,) class numbers -> (B, C, F, N) features
-    and, with mixup in training mode, (B, classes) shares, else the class numbers.
-
-    Raises:
-        ConfigError: an unknown key, an unknown argument, or one out of range.
-        DataError: recorded noise cannot be read.
-    """
-
-    def __init__(self, settings: dict[str, Any], sample_rate_hz: int) -> None:
-        super().__init__()
-        built = [_stage(key, own, sample_rate_hz) for key, own in settings.items() if key != "placement"]
-        self.stages = nn.ModuleList(stage for stage in built if stage is not None)
-
-    def forward(
-        self, waveforms: Tensor, targets: Tensor, front_end: nn.Module, classes: int, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        if not self.training or not len(self.stages):
-            return front_end(waveforms), targets
-        devices = [waveforms.device] if waveforms.is_cuda else []
-        # draws of their own: dropout and the order of clips stay what they are without augmentation
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-            x = waveforms
-            for stage in self._of("waveform"):
-                x = stage(x)
-            x = front_end(x)  # (B, C, F, N)
-            for stage in self._of("feature"):
-                x = stage(x)
-            for stage in self._of("pair"):
-                if targets.ndim == 1:
-                    targets = nn.functional.one_hot(targets, classes).to(x)
-                x, targets = stage.blend(x, targets)
-        return x, targets
-
-    def _of(self, domain: str) -> Iterator[Any]:
-        return (stage for stage in self.stages if stage.domain == domain)
-
-
-def _stage(key: str, settings: Any, sample_rate_hz: int) -> Augmentation | None:
-    """The augmentation of one key of the config, None where its probability is 0."""
-    if not isinstance(settings, dict):
-        raise ConfigError(f"augment.{key}={settings}: expected settings, augment.{key}.probability=...")
-    if settings.get("probability") == 0 and key in Augmentation.registry:
-        return None
-    return construct(Augmentation.registry, f"augment.{key}", settings | {"name": key}, sample_rate_hz)
-
-
-def _uniform(low: float, high: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return low + (high - low) * torch.rand(shape, device=like.device)
-
-
-def _lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(start, end, share.view(-1, *[1] * (start.ndim - 1)))
 
 
 def _middle(x: Tensor, length: int) -> Tensor:

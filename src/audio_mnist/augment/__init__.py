@@ -1,0 +1,13 @@
+"""Augmentations of training batches, on the device: waveforms, features and targets.
+
+Each is an `nn.Module` that does something in training mode only, draws for every clip of the
+batch by itself, and takes its draws from torch's global generators, which `Augmenter` seeds for
+every batch. A new one is a subclass of `Augmentation` with a `name`, and a key of that name in
+`conf/augment/none.yaml`.
+"""
+
+from audio_mnist.augment import feature, waveform
+from audio_mnist.augment.augmenter import Augmenter, Placement
+from audio_mnist.augment.base import Augmentation
+
+__all__ = ["Augmentation", "Augmenter", "Placement", "feature", "waveform"]
