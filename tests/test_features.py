@@ -54,7 +54,7 @@ def test_shipped_settings_equal_librosa(name: str, rate_hz: int) -> None:
         hop_length=round(rate_hz * settings["hop_ms"] / 1000),
         n_mels=settings["n_mels"],
     )
-    theirs = librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=80)
+    theirs = librosa.power_to_db(power, ref=np.max, amin=1e-30, top_db=settings["top_db"])
     if settings["name"] == "mfcc":
         theirs = librosa.feature.mfcc(S=theirs, n_mfcc=settings["n_mfcc"])
     ours = features.build(settings, rate_hz)(torch.from_numpy(clip).float().view(1, 1, -1))[0, 0].numpy()

@@ -7,7 +7,7 @@ from audio_mnist import models
 from audio_mnist.errors import ConfigError
 from audio_mnist.models import resnet
 from audio_mnist.models.bcresnet import BroadcastedBlock
-from audio_mnist.models.model import SubSpectralNorm
+from audio_mnist.models.model import RowNorm, SubSpectralNorm
 
 
 def trainable(net: torch.nn.Module) -> int:
@@ -16,7 +16,7 @@ def trainable(net: torch.nn.Module) -> int:
 
 def test_resnet_of_depth_1_is_the_original() -> None:
     """Exactly the original's number of trainable parameters."""
-    assert trainable(resnet.ResNet(10, depth=1)) == 83_562
+    assert trainable(resnet.ResNet(10, 1, 40, depth=1)) == 83_562
 
 
 NETS = [
@@ -39,7 +39,7 @@ def takes(settings: dict, rows: int) -> bool:
 )
 def test_net_forward_and_backward(settings: dict, shape: tuple[int, int, int]) -> None:
     """Logits of the right shape, finite, with a gradient in every parameter."""
-    net = models.build(settings, 7, shape[0])
+    net = models.build(settings, 7, *shape[:2])
     logits = net(torch.randn(4, *shape))
     assert logits.shape == (4, 7) and logits.isfinite().all()
     logits.square().sum().backward()
@@ -70,6 +70,38 @@ def test_subspectral_norm_is_a_batch_norm_of_each_part() -> None:
     torch.testing.assert_close(norm(x), torch.cat(parts, dim=2))
 
 
+def test_row_norm_scales_rows_by_the_batch_and_later_by_what_training_saw() -> None:
+    """Mean 0 and sd 1 of each row but for the floor; a row that never moves stays small."""
+    torch.manual_seed(0)
+    scale, shift = torch.rand(1, 2, 40, 1) + 0.5, 10 * torch.randn(1, 2, 40, 1)
+    scale[0, 1, 7] = 1e-6
+    x = scale * torch.randn(16, 2, 40, 30) + shift
+    norm = RowNorm(2, 40)
+    y = norm(x)
+    moving = torch.ones(2, 40, dtype=torch.bool)
+    moving[1, 7] = False
+    assert y.mean(dim=(0, 3)).abs().max() < 1e-3
+    spread = y.std(dim=(0, 3))
+    assert (spread[moving] - 1).abs().max() < 0.05 and spread[1, 7] < 1e-4
+    for _ in range(100):  # the running statistics settle
+        norm(x)
+    norm.eval()
+    torch.testing.assert_close(norm(x[:1]), y[:1], rtol=1e-2, atol=1e-2)
+    assert not norm(torch.zeros_like(x)).isnan().any()
+
+
+@pytest.mark.parametrize("name", ["resnet", "bcresnet"])
+def test_input_norm_of_a_net(name: str) -> None:
+    """Other scales and offsets of the rows change the logits of a net without it far more."""
+    torch.manual_seed(0)
+    x, scale, shift = torch.randn(16, 1, 40, 30), torch.rand(1, 1, 40, 1) + 0.5, torch.randn(1, 1, 40, 1)
+    change = {}
+    for input_norm in (True, False):
+        net = models.build({"name": name, "input_norm": input_norm, "dropout": 0.0}, 5)
+        change[input_norm] = (net(x * scale + shift) - net(x)).norm() / net(x).norm()
+    assert change[True] < 0.2 * change[False]
+
+
 def test_nets_that_the_feature_does_not_fit_are_refused() -> None:
     """The message names the key."""
     with pytest.raises(ConfigError, match=r"model\.sub_bands=3 does not divide the 40 rows"):
@@ -80,9 +112,9 @@ def test_nets_that_the_feature_does_not_fit_are_refused() -> None:
 
 def test_resnet_depth_multiplies_blocks_and_width_channels() -> None:
     """depth=3 has three blocks in each of the four stages; width=2 doubles the channels."""
-    blocks = [m for m in resnet.ResNet(10, depth=3).modules() if isinstance(m, resnet.ResBlock)]
+    blocks = [m for m in resnet.ResNet(10, 1, 40, depth=3).modules() if isinstance(m, resnet.ResBlock)]
     assert len(blocks) == 12
-    assert resnet.ResNet(10, width=2).output.in_features == 64
+    assert resnet.ResNet(10, 1, 40, width=2).output.in_features == 64
 
 
 def test_resblock_has_the_originals_order() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,14 +13,16 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from audio_mnist import tracking, training
+from audio_mnist import datamodule, devices, features, tracking, training
+from audio_mnist.augment import Augmenter
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import to_plain, validate_train
-from audio_mnist.datamodule import ClipDataModule, ShuffledBatches
+from audio_mnist.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
 from audio_mnist.errors import ConfigError
 from audio_mnist.folds import assign_folds, split_clips
 from audio_mnist.members import logged_predictions, probabilities_of
 from audio_mnist.prepared import PreparedCorpus, prepare
+from audio_mnist.store import WaveformStore
 from tests.conftest import PROJECT, write_tones
 
 Config = Callable[..., DictConfig]
@@ -91,7 +94,7 @@ def test_train_checkpoint_alone_predicts_the_same(tone_config: Config) -> None:
 def test_train_learns_the_tones(tone_config: Config, tmp_path: Path) -> None:
     """Three tones far apart are told apart almost always after 100 steps."""
     root = write_tones(tmp_path / "more", clips=30)
-    cfg = tone_config(f"data.root={root}", "trainer.max_epochs=20", "trainer.batch_size=8")
+    cfg = tone_config(f"data.root={root}", "trainer.max_epochs=20", "trainer.batch_size=8", "augment=none")
     assert training.train(cfg)["best/accuracy"] >= 0.9
 
 
@@ -183,8 +186,8 @@ def test_train_that_dies_ends_with_its_traceback(
 
 
 def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
-    """(B, 1, T) leaves the loader, (B, 1, F, N) reaches the model; the last incomplete batch is left out."""
-    cfg = validate_train(tone_config())
+    """Row numbers leave the loader, (B, 1, F, N) reaches the model; the last incomplete batch is left out."""
+    cfg = validate_train(tone_config("augment=none"))
     corpus = prepared(cfg)
     split = split_clips(
         corpus.manifest, assign_folds(corpus.manifest, count=2, group="none", seed=0), fold=0, selection="last"
@@ -193,9 +196,9 @@ def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
     data = ClipDataModule(corpus, split, feature=plain["feature"], augment=plain["augment"], batch_size=5, seed=0)
     batches = list(data.train_dataloader())
     assert [len(targets) for _, targets in batches] == [5, 5]
-    waveforms, targets = batches[0]
-    assert waveforms.shape == (5, 1, corpus.clip_samples)
-    features, same = data.on_after_batch_transfer((waveforms, targets), 0)
+    rows, targets = batches[0]
+    np.testing.assert_array_equal(corpus.targets()[rows.clips], targets)
+    features, same = data.on_after_batch_transfer((rows, targets), 0)
     assert features.ndim == 4 and features.shape[:3] == (5, 1, 40) and same is targets
     scored = torch.cat([targets for _, targets in data.val_dataloader()[0]])
     np.testing.assert_array_equal(scored.numpy(), corpus.targets()[split.fold])
@@ -207,14 +210,52 @@ def test_shuffled_batches_are_a_function_of_seed_and_epoch() -> None:
 
     def draw(epoch: int) -> list[np.ndarray]:
         sampler.set_epoch(epoch)
-        return [np.concatenate([rows, place]) for rows, place in sampler if place is not None]
+        return [np.concatenate([rows.clips, rows.place]) for rows in sampler if rows.place is not None]
 
     first = draw(4)
     draw(0)
     np.testing.assert_array_equal(first, draw(4))
     assert not np.array_equal(first, draw(5))
-    rows = np.concatenate([rows for rows, _ in sampler])
-    assert sorted(rows) == list(range(100))
+    assert sorted(np.concatenate([rows.clips for rows in sampler])) == list(range(100))
+
+
+@pytest.mark.parametrize("augment", [{}, {"speed": 1.0}, {"spec_augment": 1.0}])
+@pytest.mark.parametrize("budget", [0, datamodule.KEPT_BYTES])
+def test_kept_features_are_those_computed_anew(
+    tone_config: Config, monkeypatch: pytest.MonkeyPatch, budget: int, augment: dict[str, float]
+) -> None:
+    """Features that are kept, in training and in validation, equal those of the waveforms to rounding."""
+    monkeypatch.setattr(datamodule, "KEPT_BYTES", budget)
+    overrides = [f"augment.{key}.probability={value}" for key, value in augment.items()]
+    placement = ("augment.placement.copies=3", "augment.placement.redraw=false")
+    cfg = validate_train(tone_config("augment=none", *placement, *overrides))
+    corpus, plain = prepared(cfg), to_plain(cfg)
+    folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
+    split = split_clips(corpus.manifest, folds, fold=0, selection="last")
+    data = ClipDataModule(corpus, split, feature=plain["feature"], augment=plain["augment"], batch_size=5, seed=0)
+    rate = corpus.store.sample_rate_hz
+    front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate)
+    for loader in (data.train_dataloader(), data.val_dataloader()[0]):
+        for rows, targets in loader:
+            x, _ = data.on_after_batch_transfer((rows, targets), 0)
+            augmenter.train(rows.place is not None)
+            waveforms = torch.from_numpy(corpus.store.gather(rows.clips, corpus.clip_samples, rows.place)).unsqueeze(1)
+            expected, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), (0, 0, 0))
+            torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    kept = {name for name, features in data._kept.items() if features is not None}
+    assert kept == (set() if not budget else {"0"} if "speed" in augment else {"train", "0"})
+
+
+def test_resident_clips_are_placed_as_from_the_store() -> None:
+    """The gather on a device gives the same samples as the one in memory, longer and shorter clips alike."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([1, 7, 40, 41, 64, 100])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    store = WaveformStore(rng.standard_normal(offsets[-1]).astype(np.float32), offsets, 8000, Path())
+    resident = ResidentClips(store, torch.device("cpu"))
+    indices = np.repeat(np.arange(len(sizes)), 20)
+    for place in (None, rng.random(len(indices)), np.zeros(len(indices)), np.ones(len(indices))):
+        np.testing.assert_array_equal(resident.gather(indices, 40, place), store.gather(indices, 40, place))
 
 
 def test_predict_clips_batch_equals_singles(tone_config: Config) -> None:
@@ -381,3 +422,45 @@ def test_train_refuses_a_net_that_the_feature_does_not_fit(tone_config: Config) 
     with pytest.raises(ConfigError, match=r"model\.sub_bands=5 does not divide|33 rows or more"):
         training.train(cfg)
     assert not Path(cfg.tracking.uri.removeprefix("sqlite:///")).exists()
+
+
+def test_compile_needs_a_compiler(tone_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one the message says so before anything is trained."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true: no C\+\+ compiler found"):
+        training.train(tone_config("trainer.compile=true"))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile with")
+def test_compiled_net_trains_and_its_checkpoint_loads(tone_config: Config) -> None:
+    """The same names in the checkpoint as without; the loaded net reproduces what was logged."""
+    cfg = tone_config("trainer.compile=true", "augment=none")
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    logged = logged_predictions(tracker, run.id)
+    corpus = prepared(cfg)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        classifier = load(path)
+    ids = corpus.manifest["clip_id"].tolist()
+    rows = np.array([ids.index(clip_id) for clip_id in logged["clip_id"]])
+    p = classifier.predict_clips(corpus.store, rows)
+    np.testing.assert_allclose(p, probabilities_of(logged), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asked", "expected"),
+    [
+        ({"amx_bf16": True}, "auto", "bf16-mixed"),
+        ({"avx512_bf16": True}, "auto", "bf16-mixed"),
+        ({"avx512_f": True, "amx_bf16": False}, "auto", "32-true"),
+        ({"amx_bf16": True}, "32-true", "32-true"),
+        ({}, "bf16-mixed", "bf16-mixed"),
+    ],
+)
+def test_precision_is_what_the_processor_computes(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], asked: str, expected: str
+) -> None:
+    """bfloat16 where it is native and nothing else was asked for."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert devices.precision(asked, "cpu") == expected

@@ -1,5 +1,7 @@
 """The LightningModule: loss, metrics, optimiser and schedule around a net."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
-from audio_mnist.waveforms import WaveformStore
+from audio_mnist.store import WaveformStore
 
 
 class Classifier(LightningModule):
@@ -50,9 +52,11 @@ class Classifier(LightningModule):
         self.save_hyperparameters()
         self.placements = placements
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
-        channels = features.build(feature, sample_rate_hz).channels
-        self.net = models.build(model, len(class_names), channels).to(memory_format=torch.channels_last)
+        front_end = features.build(feature, sample_rate_hz)
+        net = models.build(model, len(class_names), front_end.channels, front_end.rows)
+        self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
+        self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.contiguous(memory_format=torch.channels_last))
@@ -61,26 +65,39 @@ class Classifier(LightningModule):
         x, targets = batch
         logits = self(x)  # (B, C)
         loss = cross_entropy(logits, targets, label_smoothing=self._optimizer["label_smoothing"])
-        self._log_epoch("train", logits, targets, loss)
+        self._note("train", logits, targets, loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         x, targets = batch
         logits = self(x)  # (B, C)
-        self._log_epoch("selection" if dataloader_idx else "fold", logits, targets, cross_entropy(logits, targets))
+        self._note("selection" if dataloader_idx else "fold", logits, targets, cross_entropy(logits, targets))
 
-    def _log_epoch(self, prefix: str, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("fold")
+        self._log_epoch("selection")
+
+    def _note(self, prefix: str, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Keeps one batch's sums on the device: a step neither logs nor waits for the device."""
+        logits, loss = logits.detach(), loss.detach()
         if targets.ndim == 2:  # shares of each class: the largest counts
             targets = targets.argmax(dim=1)
-        accuracy = (logits.argmax(dim=1) == targets).float().mean()
-        self.log_dict(
-            {f"{prefix}/loss": loss.detach(), f"{prefix}/accuracy": accuracy},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(targets),
-            sync_dist=True,
-            add_dataloader_idx=False,
-        )
+        right = (logits.argmax(dim=1) == targets).sum()
+        self._sums.setdefault(prefix, []).append((len(targets), loss, right))
+
+    def _log_epoch(self, prefix: str) -> None:
+        """Means over the clips since the last call."""
+        batches = self._sums.pop(prefix, [])
+        if not batches:
+            return
+        counts = torch.tensor([count for count, _, _ in batches], dtype=torch.float32, device=self.device)
+        losses = torch.stack([loss for _, loss, _ in batches]).float()
+        rights = torch.stack([right for _, _, right in batches])
+        means = {"loss": (losses * counts).sum() / counts.sum(), "accuracy": rights.sum() / counts.sum()}
+        self.log_dict({f"{prefix}/{key}": value for key, value in means.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         settings = self._optimizer
@@ -102,7 +119,6 @@ class Classifier(LightningModule):
         """The feature that this net was trained on, on this module's device."""
         return features.build(self._feature, self.sample_rate_hz).to(self.device)
 
-    @torch.inference_mode()
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
         """Class probabilities of stored clips, each centred in its window, or the mean over several placements.
 
@@ -117,27 +133,57 @@ class Classifier(LightningModule):
         Raises:
             ValueError: the store has another sample rate.
         """
-        if store.sample_rate_hz != self.sample_rate_hz:
+        return predict_together([self], store, indices, batch_size=batch_size)[0]
+
+
+@torch.inference_mode()
+def predict_together(
+    classifiers: Sequence[Classifier], store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128
+) -> np.ndarray:
+    """What several classifiers say of the same clips; those of one front end share its features.
+
+    Args:
+        classifiers: M of the same classes, on one device.
+        store: clips at their sample rate.
+        indices: (n,) clips.
+        batch_size: B, clips at a time; it changes nothing but the speed.
+
+    Returns:
+        (M, n, C) float32, rows sum to 1.
+
+    Raises:
+        ValueError: the store has another sample rate than a classifier.
+    """
+    sharing: dict[str, list[int]] = {}
+    for number, classifier in enumerate(classifiers):
+        if store.sample_rate_hz != classifier.sample_rate_hz:
             raise ValueError(
-                f"clips at {store.sample_rate_hz} Hz, but this net was trained at {self.sample_rate_hz} Hz"
+                f"clips at {store.sample_rate_hz} Hz, but this net was trained at {classifier.sample_rate_hz} Hz"
             )
-        was_training = self.training
-        self.eval()
-        front_end = self.front_end()
-        parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
+        key = json.dumps([classifier._feature, classifier.clip_samples, classifier.placements])
+        sharing.setdefault(key, []).append(number)
+    was_training = [classifier.training for classifier in classifiers]
+    for classifier in classifiers:
+        classifier.eval()
+    p = np.zeros((len(classifiers), len(indices), len(classifiers[0].class_names)), dtype=np.float32)
+    for numbers in sharing.values():
+        first = classifiers[numbers[0]]
+        front_end = first.front_end()
         for start in range(0, len(indices), batch_size):
             rows = indices[start : start + batch_size]
-            total = np.zeros((len(rows), len(self.class_names)), dtype=np.float32)
-            for number in range(self.placements):
-                place = np.full(len(rows), (number + 0.5) / self.placements)
-                waveforms = torch.from_numpy(store.gather(rows, self.clip_samples, place)).unsqueeze(1).to(self.device)
+            for placement in range(first.placements):
+                place = np.full(len(rows), (placement + 0.5) / first.placements)
+                waveforms = torch.from_numpy(store.gather(rows, first.clip_samples, place)).unsqueeze(1)
                 # full float32 on a GPU too: predictions must repeat on other hardware
                 with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                    logits = self(front_end(waveforms))  # (B, C)
-                total += logits.float().softmax(dim=1).cpu().numpy()
-            parts.append(total / np.float32(self.placements))
-        self.train(was_training)
-        return np.concatenate(parts)
+                    x = front_end(waveforms.to(first.device))
+                    for number in numbers:
+                        logits = classifiers[number](x)  # (B, C)
+                        p[number, start : start + len(rows)] += logits.float().softmax(dim=1).cpu().numpy()
+        p[numbers] /= np.float32(first.placements)
+    for classifier, training in zip(classifiers, was_training, strict=True):
+        classifier.train(training)
+    return p
 
 
 def load(path: Path) -> Classifier:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from audio_mnist import baselines, calibration, ensembling, figures, report, scores
+from audio_mnist.classifier import Classifier, predict_together
 from audio_mnist.config import validate_ensemble
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError, RunError
@@ -248,7 +249,8 @@ def _predict(
 ) -> Predictions:
     """Every member, with its own front end, on its fold and on the test split."""
     oof: dict[str, np.ndarray] = {}
-    test = []
+    of_rate: dict[int | None, list[int]] = {}
+    classifiers: list[Classifier] = []
     rows = np.empty(0, dtype=np.int64)
     stores = {members[0].config["data"]["sample_rate_hz"]: corpus.store}
     for member in tqdm(members, desc="predicting", unit="run", disable=None):
@@ -267,8 +269,13 @@ def _predict(
             oof[member.recipe] = np.full((len(corpus.manifest), p.shape[1]), np.nan)
         oof[member.recipe][split.fold] = p
         rows = split.test
-        test.append(classifier.predict_clips(store, rows, batch_size=batch_size))
-    return Predictions(oof, np.stack(test), rows)
+        of_rate.setdefault(rate_hz, []).append(len(classifiers))
+        classifiers.append(classifier)
+    test = np.empty((len(members), len(rows), len(corpus.class_names)), dtype=np.float32)
+    for rate_hz, numbers in of_rate.items():
+        alike = [classifiers[number] for number in numbers]
+        test[numbers] = predict_together(alike, stores[rate_hz], rows, batch_size=batch_size)
+    return Predictions(oof, test, rows)
 
 
 def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds, n: int) -> str:

@@ -1,5 +1,6 @@
 """The command line around the functions: messages, exit statuses, nothing heavy imported."""
 
+import json
 import os
 import signal
 import sys
@@ -70,7 +71,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         from audio_mnist.training import train as train_one
 
         parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
-        return train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
+        metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
+        if sweep_dir and cfg.tracking.uri is None:
+            (Path(hydra.runtime.output_dir) / sweep.RESULT_FILE).write_text(json.dumps(metrics))
+        return metrics
     except AudioMnistError as error:
         if sweep_dir:  # the other runs of the sweep go on
             (Path(hydra.runtime.output_dir) / sweep.ERROR_FILE).write_text(str(error))

@@ -68,7 +68,9 @@ class TrainerConfig:
     devices: int
     strategy: str
     precision: str
+    compile: bool
     threads: int
+    validate_every: int | None
     early_stopping_patience: int | None
     gradient_clip_val: float | None
     progress_bar: bool | None
@@ -76,7 +78,7 @@ class TrainerConfig:
 
 @dataclass
 class TrackingConfig:
-    uri: str
+    uri: str | None
     experiment: str
 
 
@@ -158,6 +160,13 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     _require(clip is None or clip > 0, "trainer.gradient_clip_val", clip, "above 0, or null")
     _require(0 < optimizer.warmup_share < 1, "optimizer.warmup_share", optimizer.warmup_share, "between 0 and 1")
     _require(0 <= optimizer.label_smoothing < 1, "optimizer.label_smoothing", optimizer.label_smoothing, "0 to 1")
+    every = trainer.validate_every
+    _require(
+        every is None or every == 1 or (every > 1 and cfg.selection == "last"),
+        "trainer.validate_every",
+        every,
+        "null or 1; with selection=last, which chooses no epoch, any number above",
+    )
     patience = trainer.early_stopping_patience
     _require(
         patience is None or (patience >= 1 and cfg.selection == "inner"),
@@ -173,6 +182,7 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
     if OmegaConf.is_missing(cfg, "run_ids"):
         raise ConfigError("run_ids is not set: give run_ids=latest or run_ids=[id1,id2,...]")
     cfg = _typed(EnsembleConfig, cfg)
+    _require(cfg.tracking.uri is not None, "tracking.uri", None, "the store that the runs are tracked in")
     ids = cfg.run_ids
     if ids != "latest":
         if isinstance(ids, str):

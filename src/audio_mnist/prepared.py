@@ -9,7 +9,8 @@ import pandas as pd
 
 from audio_mnist import corpora
 from audio_mnist.errors import DataError
-from audio_mnist.waveforms import Limits, WaveformStore, build_store
+from audio_mnist.store import WaveformStore
+from audio_mnist.waveforms import Limits, build_store
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -21,8 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
 from audio_mnist.errors import AudioMnistError
 
+if TYPE_CHECKING:
+    from audio_mnist.tracking import RunRecord, Tracker
+    from audio_mnist.untracked import Untracked
+
 log = logging.getLogger(__name__)
 _FILE = "sweep.json"
+RESULT_FILE = "result.json"  # in a job's folder: metrics of a run that is not tracked
 ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
 
 
@@ -41,7 +46,7 @@ class Job:
 @dataclass
 class _Sweep:
     run_id: str
-    uri: str
+    uri: str | None
     experiment: str
     jobs: list[Job]
     folder: Path
@@ -91,14 +96,8 @@ def finish() -> int:
         return 0
     from audio_mnist import ablation, report, tracking
 
-    tracker = tracking.Tracker(sweep.uri, sweep.experiment)
-    runs = tracker.children(sweep.run_id)
-    for run in runs:
-        if run.status == "RUNNING":  # its process was killed
-            ended = tracker.open(run.id)
-            ended.set_tag("error", "the process was killed")
-            ended.end("KILLED")
-    runs = tracker.children(sweep.run_id)
+    tracker = tracking.connect(sweep.uri, sweep.experiment)
+    runs = _runs_of(sweep, tracker)
     by_job = {run.tags["config_fingerprint"]: run for run in runs}
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     several_variants = len({job.variant for job in sweep.jobs}) > 1
@@ -117,7 +116,7 @@ def finish() -> int:
                 why = sweep.folder / str(number) / ERROR_FILE
                 reason = f"not run: {why.read_text()}" if why.exists() else "not run"
             unfinished.append(f"  {job.overrides}: {reason}")
-    if len(rows) > 1 and not several_variants:
+    if len(rows) > 1 and not several_variants and isinstance(tracker, tracking.Tracker):
         from audio_mnist.members import fold_ensemble
 
         rows[report.ENSEMBLE] = dict(fold_ensemble(tracker, finished, len(labels)))
@@ -127,21 +126,15 @@ def finish() -> int:
     notes = list(sweep.notes)
     if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
-    compared = ablation.render(tracker, finished, sweep.speaker_of) if several_variants else ""
+    compared = ""
+    if several_variants and isinstance(tracker, tracking.Tracker):
+        compared = ablation.render(tracker, finished, sweep.speaker_of)
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
     text.append(total + (":" if unfinished else ""))
     text += unfinished
-    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(sweep.uri)}"
-    where += "" if sweep.experiment == "audio-mnist" else f" tracking.experiment={shlex.quote(sweep.experiment)}"
-    if finished:
-        ids = ",".join(run.id for run in finished)
-        text.append(f"combine them: python ensemble.py 'run_ids=[{ids}]'{where}")
-    if sweep.uri.startswith("sqlite"):
-        text.append(f"compare them: mlflow ui --backend-store-uri {sweep.uri}")
-        page = f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
-        text.append(f"              then open {page}")
+    text += _next(sweep, finished, tracker.experiment_id) if sweep.uri else ["note: not tracked (tracking.uri=null)"]
     print("\n" + "\n".join(text), flush=True)
     parent = tracker.open(sweep.run_id)
     parent.log_text("\n".join(text) + "\n", "table.txt")
@@ -149,6 +142,42 @@ def finish() -> int:
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.end("FAILED" if unfinished else "FINISHED")
     return len(unfinished)
+
+
+def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> list["RunRecord"]:
+    """What is known of the sweep's runs; those whose process was killed are closed."""
+    from audio_mnist import tracking
+
+    if isinstance(tracker, tracking.Tracker):
+        for run in tracker.children(sweep.run_id):
+            if run.status == "RUNNING":
+                ended = tracker.open(run.id)
+                ended.set_tag("error", "the process was killed")
+                ended.end("KILLED")
+        return tracker.children(sweep.run_id)
+    found = []
+    for number, job in enumerate(sweep.jobs):
+        path = sweep.folder / str(number) / RESULT_FILE
+        if path.exists():
+            tags = {"config_fingerprint": job.config_fingerprint}
+            found.append(tracking.RunRecord("untracked", "", "FINISHED", None, tags, json.loads(path.read_text())))
+    return found
+
+
+def _next(sweep: _Sweep, finished: list["RunRecord"], experiment_id: str) -> list[str]:
+    """What to do with a sweep that is over."""
+    text = []
+    uri = str(sweep.uri)
+    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(uri)}"
+    where += "" if sweep.experiment == "audio-mnist" else f" tracking.experiment={shlex.quote(sweep.experiment)}"
+    if finished:
+        ids = ",".join(run.id for run in finished)
+        text.append(f"combine them: python ensemble.py 'run_ids=[{ids}]'{where}")
+    if uri.startswith("sqlite"):
+        text.append(f"compare them: mlflow ui --backend-store-uri {sweep.uri}")
+        page = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        text.append(f"              then open {page}")
+    return text
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
@@ -191,7 +220,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
             "sweep one data.root or data.manifest at a time)"
         )
     first = configs[0]
-    tracker = tracking.Tracker(first.tracking.uri, first.tracking.experiment)
+    tracker = tracking.connect(first.tracking.uri, first.tracking.experiment)
     sweep_dir = Path(config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     run = tracker.start(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from audio_mnist.errors import RunError
+from audio_mnist.untracked import Untracked, UntrackedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,11 @@ class RunRecord:
     parent_id: str | None
     tags: dict[str, str]
     metrics: dict[str, float]
+
+
+def connect(uri: str | None, experiment: str) -> "Tracker | Untracked":
+    """The tracking store at `uri`; one that keeps nothing where that is None."""
+    return Untracked() if uri is None else Tracker(uri, experiment)
 
 
 class Tracker:
@@ -183,7 +189,7 @@ class Tracker:
             yield local
 
 
-class Run:
+class Run(UntrackedRun):
     """A run that is written to. Metrics are sent in batches, at the latest when it ends."""
 
     def __init__(self, client: "MlflowClient", run_id: str) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
@@ -27,7 +26,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import log_loss
 
-from audio_mnist import figures, recipes, tracking
+from audio_mnist import devices, figures, recipes, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
 from audio_mnist.datamodule import ClipDataModule
@@ -75,7 +74,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             _fit(settings, classifier, data, trainer_options, Path(folder), logger=False)
         return {}
 
-    tracker = tracking.Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+    tracker = tracking.connect(cfg.tracking.uri, cfg.tracking.experiment)
     own = recipe(settings)
     run = tracker.start(
         f"{cfg.feature['name']} {cfg.model['name']} fold {cfg.fold}",
@@ -91,6 +90,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             "optimistic": str(cfg.selection == "fold").lower(),
             "sweep": parent_id or "",
             "variant": settings["variant"],
+            "precision": trainer_options["precision"],
             "feature": settings["feature"]["name"],
             "seed": str(settings["seed"]),
         },
@@ -98,7 +98,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
         parent_id=parent_id,
     )
     try:
-        with _ending_on_sigterm(), _gpu_of_its_own(trainer_options, sweep_dir):
+        with _ending_on_sigterm(), devices.gpu_of_its_own(trainer_options, sweep_dir):
             run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
             if corpus.left_out:
                 run.log_text("\n".join(corpus.left_out) + "\n", "left_out.txt")
@@ -134,13 +134,18 @@ def _build(
         batch_size=chosen["batch_size"],
         seed=settings["seed"],
     )
-    bar = chosen["progress_bar"]
+    if chosen["compile"]:
+        devices.check_compiler()
+        classifier.net.compile()  # in place: a checkpoint has the same names
+    bar, epochs = chosen["progress_bar"], _epochs(chosen, data)
+    every = chosen["validate_every"] or (max(1, epochs // 30) if settings["selection"] == "last" else 1)
     options = {
-        "max_epochs": _epochs(chosen, data),
+        "max_epochs": epochs,
+        "check_val_every_n_epoch": every,
         "accelerator": chosen["accelerator"],
         "devices": chosen["devices"],
         "strategy": chosen["strategy"],
-        "precision": chosen["precision"],
+        "precision": devices.precision(chosen["precision"], chosen["accelerator"]),
         "gradient_clip_val": chosen["gradient_clip_val"],
         "deterministic": True,
         "use_distributed_sampler": False,  # ShuffledBatches deals the clips out itself
@@ -167,7 +172,7 @@ def _epochs(chosen: dict[str, Any], data: ClipDataModule) -> int:
 
 
 def _fit_and_score(
-    run: tracking.Run,
+    run: tracking.UntrackedRun,
     settings: dict[str, Any],
     corpus: PreparedCorpus,
     folds: Folds,
@@ -283,7 +288,7 @@ class EpochLogger(Logger):
         run: that they are logged to.
     """
 
-    def __init__(self, run: tracking.Run) -> None:
+    def __init__(self, run: tracking.UntrackedRun) -> None:
         super().__init__()
         self._run = run
 
@@ -320,29 +325,6 @@ def _ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _gpu_of_its_own(trainer_options: dict[str, Any], sweep_dir: Path | None) -> Iterator[None]:
-    """In a sweep on CUDA, holds the first GPU that no other run of the sweep holds."""
-    wants_gpu = trainer_options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if sweep_dir is None or not wants_gpu or trainer_options["devices"] != 1:
-        yield
-        return
-    while True:
-        for number in range(torch.cuda.device_count()):
-            lock = FileLock(sweep_dir / f"gpu{number}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                trainer_options["devices"] = [number]
-                yield
-                return
-            finally:
-                lock.release()
-        time.sleep(0.5)
 
 
 def _quieten() -> None:

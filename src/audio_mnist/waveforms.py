@@ -1,4 +1,4 @@
-"""Decode, check and resample every clip once -> one memory-mapped store that all runs share."""
+"""Decode, check and resample every clip once -> one store on disk that all runs share."""
 
 import hashlib
 import io
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from audio_mnist.config import fingerprint
 from audio_mnist.errors import DataError
+from audio_mnist.store import WaveformStore
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the stored samples would differ
@@ -40,57 +41,6 @@ class Limits:
 
     min_s: float
     max_s: float
-
-
-@dataclass(frozen=True)
-class WaveformStore:
-    """All clips of a corpus at one sample rate.
-
-    Attributes:
-        samples: (total,) float32, memory-mapped, clip after clip.
-        offsets: (clips + 1,) int64; clip i is samples[offsets[i]:offsets[i + 1]].
-        sample_rate_hz: of the samples.
-        path: the store's folder.
-    """
-
-    samples: np.ndarray
-    offsets: np.ndarray
-    sample_rate_hz: int
-    path: Path
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def clip(self, index: int) -> np.ndarray:
-        """(T_i,) samples of one clip."""
-        return self.samples[self.offsets[index] : self.offsets[index + 1]]
-
-    def gather(self, indices: np.ndarray, length: int, place: np.ndarray | None = None) -> np.ndarray:
-        """Clips placed in windows of one length.
-
-        A shorter clip is surrounded by zeros; of a longer one a window is cut.
-
-        Args:
-            indices: (B,) clips.
-            length: T of the window, samples.
-            place: (B,) in 0 to 1, where the slack goes: 0 puts the clip first
-                (or cuts its start), 1 last. None centres.
-
-        Returns:
-            (B, T) float32.
-        """
-        batch = np.zeros((len(indices), length), dtype=np.float32)
-        sizes = self.offsets[indices + 1] - self.offsets[indices]
-        slack = length - sizes
-        share = 0.5 if place is None else place
-        shift = np.rint(np.abs(slack) * share).astype(np.int64)
-        begin = self.offsets[indices]
-        for row, (start, size, room, by) in enumerate(zip(begin, sizes, slack, shift, strict=True)):
-            if room >= 0:
-                batch[row, by : by + size] = self.samples[start : start + size]
-            else:
-                batch[row] = self.samples[start + by : start + by + length]
-        return batch
 
 
 class _UnusableError(Exception):

@@ -84,6 +84,11 @@ class Augmenter(nn.Module):
                 x, targets = stage.blend(x, targets)
         return x, targets
 
+    @property
+    def changes_waveforms(self) -> bool:
+        """Whether features must be computed anew for every batch."""
+        return any(True for _ in self._of("waveform"))
+
     def _of(self, domain: str) -> Iterator[Any]:
         return (stage for stage in self.stages if stage.domain == domain)
 

@@ -1,5 +1,6 @@
 """What all features share: scaling, what the padding around a clip becomes, deltas."""
 
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -73,6 +74,12 @@ class FrontEnd(nn.Module):
     def channels(self) -> int:
         """C of the features."""
         return 1 + self.deltas
+
+    @cached_property
+    def rows(self) -> int:
+        """F of the features; to be asked on the CPU."""
+        with torch.no_grad():
+            return self(torch.zeros(1, 1, self.hop)).shape[2]
 
     def transform(self, waveform: Tensor) -> Tensor:
         """(B, 1, T) -> (B, 1, F, N), not yet scaled."""

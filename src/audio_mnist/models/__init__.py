@@ -16,15 +16,16 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def build(settings: dict, classes: int, in_channels: int = 1) -> Model:
+def build(settings: dict, classes: int, in_channels: int = 1, rows: int = 40) -> Model:
     """The net that `settings` (`name` and its arguments) describe.
 
     Args:
         settings: plain values.
         classes: of the logits, at least 2.
         in_channels: C of the features.
+        rows: F of the features.
 
     Raises:
         ConfigError: an unknown name, an unknown argument, or one out of range.
     """
-    return construct(Model.registry, "model", settings, classes, in_channels)
+    return construct(Model.registry, "model", settings, classes, in_channels, rows)

@@ -85,9 +85,17 @@ class BCResNet(Model):
     name = "bcresnet"
 
     def __init__(
-        self, classes: int, in_channels: int, *, tau: float = 1.0, sub_bands: int = 5, dropout: float = 0.1
+        self,
+        classes: int,
+        in_channels: int,
+        rows: int,
+        *,
+        tau: float = 1.0,
+        sub_bands: int = 5,
+        dropout: float = 0.1,
+        **base,
     ) -> None:
-        super().__init__(classes, in_channels)
+        super().__init__(classes, in_channels, rows, **base)
         for fine, key, got, expected in (
             (tau >= 0.5, "tau", tau, "0.5 or more"),
             (sub_bands >= 1, "sub_bands", sub_bands, "1 or more"),
@@ -123,7 +131,7 @@ class BCResNet(Model):
         self.output = nn.Conv2d(round(32 * tau), classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)  # (B, 16 tau, F / 2, N)
+        x = self.stem(self.scaled(x))  # (B, 16 tau, F / 2, N)
         x = self.blocks(x)  # (B, 20 tau, F / 8, N)
         if x.shape[2] < 5:
             raise ConfigError("model=bcresnet needs a feature of 33 rows or more: its last kernel spans 5 eighths")

@@ -2,17 +2,20 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from audio_mnist.errors import ConfigError
 
 
 class Model(nn.Module):
-    """Base of every net; a subclass has a `name`.
+    """Base of every net; a subclass has a `name` and passes its input through `scaled` first.
 
     Args:
         classes: at least 2.
         in_channels: C of the features.
+        rows: F of the features.
+        input_norm: whether each row of the feature is scaled, by `RowNorm`.
 
     Shape: (B, C, F, N) -> (B, classes).
 
@@ -27,11 +30,46 @@ class Model(nn.Module):
         if "name" in cls.__dict__:
             Model.registry[cls.name] = cls
 
-    def __init__(self, classes: int, in_channels: int) -> None:
+    def __init__(self, classes: int, in_channels: int, rows: int, *, input_norm: bool = False) -> None:
         super().__init__()
         if classes < 2:
             raise ConfigError(f"classes={classes}: a classifier needs at least 2")
         self.classes, self.in_channels = classes, in_channels
+        self.scaled = RowNorm(in_channels, rows) if input_norm else nn.Identity()
+
+
+class RowNorm(nn.Module):
+    """Each row of each channel to mean 0 and sd 1, by the batch in training and by running statistics after it.
+
+    Args:
+        channels: C.
+        rows: F.
+        momentum: share of a batch in the running statistics.
+        floor: share of the rows' mean variance that is added to each, so that a
+            row that hardly ever moves, such as one of a band that the
+            recordings do not reach, is not blown up.
+
+    Shape: (B, C, F, N) -> (B, C, F, N).
+
+    Source: `bn0` of Kong et al., "PANNs: large-scale pretrained audio neural
+    networks", 2020. Deviations: no learnt scale and shift; the floor.
+    """
+
+    def __init__(self, channels: int, rows: int, momentum: float = 0.1, floor: float = 0.01) -> None:
+        super().__init__()
+        self.momentum, self.floor = momentum, floor
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(1, channels, rows, 1))
+        self.register_buffer("variance", torch.ones(1, channels, rows, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.mean, self.variance
+        if self.training:
+            variance, mean = torch.var_mean(x, dim=(0, 3), correction=0, keepdim=True)
+            self.mean.lerp_(mean.detach(), self.momentum)
+            self.variance.lerp_(variance.detach(), self.momentum)
+        return (x - mean) * (variance + self.floor * variance.mean() + torch.finfo(x.dtype).tiny).rsqrt()
 
 
 class SubSpectralNorm(nn.Module):

@@ -61,14 +61,16 @@ class ResNet(Model):
     def __init__(
         self,
         classes: int,
-        in_channels: int = 1,
+        in_channels: int,
+        rows: int,
         *,
         depth: int = 1,
         width: int = 1,
         dropout: float = 0.5,
         sub_bands: int = 1,
+        **base,
     ) -> None:
-        super().__init__(classes, in_channels)
+        super().__init__(classes, in_channels, rows, **base)
         for fine, key, got, expected in (
             (depth >= 1, "depth", depth, "1 or more"),
             (width >= 1, "width", width, "1 or more"),
@@ -93,7 +95,7 @@ class ResNet(Model):
         self.output = nn.Linear(2 * w, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.pad(x, (0, max(0, 8 - x.shape[3]), 0, max(0, 8 - x.shape[2])))
+        x = nn.functional.pad(self.scaled(x), (0, max(0, 8 - x.shape[3]), 0, max(0, 8 - x.shape[2])))
         x = self.stem(x)  # (B, 16w, F, N)
         x = self.stages(x)  # (B, 64w, F/8, N/8)
         x = x.mean(dim=(2, 3))  # (B, 64w); adaptive pooling has no deterministic backward on CUDA

@@ -1,0 +1,68 @@
+"""What the machine has: which arithmetic is fast on it, which GPU is free."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from audio_mnist.errors import ConfigError
+
+NATIVE_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # names of torch.cpu.get_capabilities
+
+
+def precision(asked: str, accelerator: str) -> str:
+    """Lightning's name of the arithmetic that a training uses.
+
+    Args:
+        asked: a name of Lightning's, or "auto": bfloat16 autocast where the device
+            computes it natively, float32 elsewhere.
+        accelerator: "auto", "cpu", "gpu" or another of Lightning's.
+
+    Returns:
+        `asked`, or "bf16-mixed" or "32-true".
+    """
+    if asked != "auto":
+        return asked
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        native = any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+def check_compiler() -> None:
+    """Raises a `ConfigError` where torch.compile would find no C++ compiler."""
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(name and shutil.which(name) for name in names):
+        raise ConfigError("trainer.compile=true: no C++ compiler found (g++, clang++ or what CXX names); install one")
+
+
+@contextlib.contextmanager
+def gpu_of_its_own(trainer_options: dict[str, Any], sweep_dir: Path | None) -> Iterator[None]:
+    """In a sweep on CUDA, holds the first GPU that no other run of the sweep holds."""
+    wants_gpu = trainer_options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if sweep_dir is None or not wants_gpu or trainer_options["devices"] != 1:
+        yield
+        return
+    while True:
+        for number in range(torch.cuda.device_count()):
+            lock = FileLock(sweep_dir / f"gpu{number}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                trainer_options["devices"] = [number]
+                yield
+                return
+            finally:
+                lock.release()
+        time.sleep(0.5)

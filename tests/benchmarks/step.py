@@ -1,0 +1,115 @@
+"""What a training costs beside a bare PyTorch loop: python -m tests.benchmarks.step [OVERRIDE ...]
+
+1. A run of `train` (Lightning, MLflow, validation) / a bare loop of the same net, features, batches and
+   steps in the same arithmetic, from the first step to the last.
+2. A step in the default precision / a naive one: float32, contiguous, no fused optimiser.
+3. Gathering and placing the clips of a batch / the step that uses them.
+"""
+
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from audio_mnist import devices, features, models, training
+from audio_mnist.augment import Augmenter
+from audio_mnist.classifier import Classifier
+from audio_mnist.config import to_plain
+from audio_mnist.datamodule import ShuffledBatches
+from audio_mnist.folds import assign_folds, split_clips
+from audio_mnist.prepared import prepare
+from tests.benchmarks.timing import composed, machine, ratio, real
+
+
+def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -> float:
+    """Seconds from the first step to the last of a loop without a framework."""
+    corpus = prepare(plain["data"])
+    split = split_clips(corpus.manifest, assign_folds(corpus.manifest, **plain["folds"]), fold=0, selection="last")
+    rate = corpus.store.sample_rate_hz
+    front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate).train()
+    torch.manual_seed(0)
+    net = models.build(plain["model"], len(corpus.class_names), front_end.channels, front_end.rows).train()
+    layout = torch.contiguous_format if naive else torch.channels_last
+    net = net.to(memory_format=layout)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=not naive, foreach=False if naive else None)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    targets = torch.from_numpy(corpus.targets())
+    batches = ShuffledBatches(split.train, plain["trainer"]["batch_size"], 0)
+    step, began = 0, 0.0
+    for epoch in range(steps):
+        batches.set_epoch(epoch)
+        for rows in batches:
+            last = time.perf_counter()
+            if step == 0:
+                began = last
+            if step == steps - 1:
+                return last - began
+            waveforms = torch.from_numpy(corpus.store.gather(rows.clips, corpus.clip_samples, rows.place)).unsqueeze(1)
+            with torch.no_grad():
+                x, y = augmenter(waveforms, targets[rows.clips], front_end, len(corpus.class_names), (0, step, 0))
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = cross_entropy(net(x.contiguous(memory_format=layout)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if naive:
+                loss.item()
+            step += 1
+    raise AssertionError
+
+
+def whole_run(cfg) -> float:
+    """Seconds from the first step to the last of `train`, tracked in a fresh database."""
+    at: list[float] = []
+    original = Classifier.training_step
+
+    def timed(self, batch, batch_idx):
+        at.append(time.perf_counter())
+        return original(self, batch, batch_idx)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Classifier, "training_step", timed):
+        cfg.tracking.uri = f"sqlite:///{folder}/mlflow.db"
+        with contextlib.redirect_stderr(io.StringIO()):
+            training.train(cfg)
+    return at[-1] - at[0]
+
+
+def main(overrides: list[str]) -> None:
+    logging.disable(logging.INFO)
+    steps = 300
+    given = real(f"trainer.max_steps={steps}", *overrides)
+    cfg = composed(*given)
+    plain = to_plain(cfg)
+    precision = devices.precision(plain["trainer"]["precision"], "cpu")
+    torch.set_num_threads(plain["trainer"]["threads"])
+    print(f"{machine()}; {' '.join(overrides)} precision {precision}, {plain['trainer']['threads']} thread(s)")
+    ratio(
+        f"run / bare loop, {steps} steps",
+        ("train()", lambda: whole_run(composed(*given))),
+        ("bare loop, same arithmetic", lambda: bare_loop(plain, steps, precision=precision)),
+    )
+    ratio(
+        "step, default / naive",
+        (f"{precision}, channels_last, fused", lambda: bare_loop(plain, 100, precision=precision)),
+        ("float32, contiguous, for loops", lambda: bare_loop(plain, 100, precision="32-true", naive=True)),
+    )
+    corpus = prepare(plain["data"])
+    rng = np.random.default_rng(0)
+    draws = [(rng.integers(len(corpus.store), size=32), rng.random(32)) for _ in range(100)]
+    ratio(
+        "gathering and placing / step",
+        ("gather", lambda: [corpus.store.gather(i, corpus.clip_samples, p) for i, p in draws] and None),
+        ("step", lambda: bare_loop(plain, 101, precision=precision)),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
