@@ -508,6 +508,22 @@ def test_sweep_names_why_a_job_was_not_run(tmp_path: Path) -> None:
     assert "n = 12 clips in 1 of 2 folds" in done.stdout
 
 
+def test_untracked_sweep_prints_its_table_and_keeps_nothing(tmp_path: Path) -> None:
+    """tracking=none: the scores are there, no database is, and an ensemble of it is refused by name."""
+    root = write_tones(tmp_path / "tones")
+    options = ("data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4")
+    done = run_command(tmp_path, "train.py", *options, "tracking=none", "feature=mel,mfcc", "fold=0,1", "-m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 runs finished" in done.stdout and "note: not tracked" in done.stdout
+    assert "combine them" not in done.stdout
+    for name in ("Mel", "MFCC"):
+        row = next(line for line in done.stdout.splitlines() if name in line.split())
+        assert len(re.findall(r"[01]\.\d{4}", row)) == 4  # two folds, mean and spread
+    assert not list(tmp_path.rglob("*.db"))
+    refused = run_command(tmp_path, "ensemble.py", "run_ids=latest", "tracking=none")
+    assert refused.returncode == 1 and "tracking.uri=None: expected" in refused.stderr
+
+
 @pytest.mark.slow
 def test_sweep_is_reported_when_hydra_shows_full_errors(tmp_path: Path) -> None:
     """HYDRA_FULL_ERROR=1 changes the traceback, not the end of the sweep."""

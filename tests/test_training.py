@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from omegaconf import DictConfig
 
 from audio_mnist import datamodule, devices, features, tracking, training
 from audio_mnist.augment import Augmenter
-from audio_mnist.classifier import Classifier, load
+from audio_mnist.classifier import Classifier, load, predict_together
 from audio_mnist.config import to_plain, validate_train
 from audio_mnist.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
 from audio_mnist.errors import ConfigError
@@ -371,8 +372,8 @@ def test_train_shortens_epochs_to_max_steps(tone_config: Config, limits: tuple[i
 
 
 def test_placements_average_the_predictions(tone_config: Config) -> None:
-    """placements=3 is the mean of three places; the checkpoint remembers it."""
-    cfg = tone_config("placements=3")
+    """views.placements=3 is the mean of three places; the checkpoint remembers it."""
+    cfg = tone_config("views.placements=3", "views.speeds=[1.0]")
     training.train(cfg)
     tracker, run = only_run(cfg)
     corpus, rows = prepared(cfg), np.arange(24)
@@ -387,6 +388,40 @@ def test_placements_average_the_predictions(tone_config: Config) -> None:
             singles.append(classifier(classifier.front_end()(waveforms)).softmax(dim=1).numpy())
     np.testing.assert_allclose(together, np.mean(singles, axis=0), atol=1e-6)
     assert not np.allclose(singles[0], singles[2], atol=1e-4)
+
+
+def test_speeds_average_the_predictions(tone_config: Config) -> None:
+    """views.speeds is the mean over the clip resampled about the window's middle."""
+    cfg = tone_config("views.speeds=[0.9,1.0]")
+    training.train(cfg)
+    tracker, run = only_run(cfg)
+    corpus, rows = prepared(cfg), np.arange(24)
+    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        classifier = load(path)
+    waveforms = torch.from_numpy(corpus.store.gather(rows, corpus.clip_samples)).unsqueeze(1)
+    length = corpus.clip_samples
+    slow = torchaudio.functional.resample(waveforms, 9, 10)  # more samples: the same clip, lower and longer
+    spare = slow.shape[-1] - length
+    assert spare > 0
+    slow = slow[..., spare // 2 : spare // 2 + length]
+    with torch.inference_mode():
+        said = [classifier(classifier.front_end()(x)).softmax(dim=1).numpy() for x in (slow, waveforms)]
+    np.testing.assert_allclose(classifier.predict_clips(corpus.store, rows), np.mean(said, axis=0), atol=1e-5)
+    assert not np.allclose(*said, atol=1e-4)
+
+
+def test_predict_together_is_each_by_itself(tone_config: Config) -> None:
+    """Members that share a front end, and one that does not."""
+    corpus = prepared(tone_config())
+    common = {"class_names": list("abc"), "sample_rate_hz": 8000, "clip_samples": corpus.clip_samples, "optimizer": {}}
+    mel, mfcc = (to_plain(tone_config(f"feature={name}"))["feature"] for name in ("mel", "mfcc"))
+    net = {"name": "resnet"}
+    classifiers = [Classifier(model=net, feature=feature, **common) for feature in (mel, mfcc, mel)]
+    rows = np.arange(11)
+    together = predict_together(classifiers, corpus.store, rows, batch_size=4)
+    for classifier, p in zip(classifiers, together, strict=True):
+        np.testing.assert_allclose(p, classifier.predict_clips(corpus.store, rows), atol=1e-6)
+    assert not np.allclose(together[0], together[2], atol=1e-4)
 
 
 @pytest.mark.parametrize(

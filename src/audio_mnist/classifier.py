@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
+from audio_mnist.augment.waveform import middle
 from audio_mnist.store import WaveformStore
 
 
@@ -28,8 +30,8 @@ class Classifier(LightningModule):
         sample_rate_hz: of the waveforms.
         clip_samples: T, the window that clips are placed in.
         optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
-        placements: of each clip in its window whose probabilities are averaged
-            in a prediction; 1 centres it.
+        views: of a clip that a prediction averages: `placements` in its window,
+            evenly spread, at each of several `speeds`. None: centred, as it is.
 
     Shape: features (B, channels, F, N) -> logits (B, C).
 
@@ -46,11 +48,12 @@ class Classifier(LightningModule):
         sample_rate_hz: int,
         clip_samples: int,
         optimizer: dict[str, Any],
-        placements: int = 1,
+        views: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.placements = placements
+        views = views or {"placements": 1, "speeds": [1.0]}
+        self.placements, self.speeds = int(views["placements"]), [float(speed) for speed in views["speeds"]]
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
         front_end = features.build(feature, sample_rate_hz)
         net = models.build(model, len(class_names), front_end.channels, front_end.rows)
@@ -120,7 +123,7 @@ class Classifier(LightningModule):
         return features.build(self._feature, self.sample_rate_hz).to(self.device)
 
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
-        """Class probabilities of stored clips, each centred in its window, or the mean over several placements.
+        """Class probabilities of stored clips, the mean over its `views`.
 
         Args:
             store: clips at this classifier's sample rate.
@@ -160,7 +163,7 @@ def predict_together(
             raise ValueError(
                 f"clips at {store.sample_rate_hz} Hz, but this net was trained at {classifier.sample_rate_hz} Hz"
             )
-        key = json.dumps([classifier._feature, classifier.clip_samples, classifier.placements])
+        key = json.dumps([classifier._feature, classifier.clip_samples, classifier.placements, classifier.speeds])
         sharing.setdefault(key, []).append(number)
     was_training = [classifier.training for classifier in classifiers]
     for classifier in classifiers:
@@ -169,18 +172,22 @@ def predict_together(
     for numbers in sharing.values():
         first = classifiers[numbers[0]]
         front_end = first.front_end()
+        # hundredths keep the resampling ratio, and so the filter, small
+        resample = [torchaudio.transforms.Resample(round(100 * s), 100).to(first.device) for s in first.speeds]
         for start in range(0, len(indices), batch_size):
             rows = indices[start : start + batch_size]
             for placement in range(first.placements):
                 place = np.full(len(rows), (placement + 0.5) / first.placements)
                 waveforms = torch.from_numpy(store.gather(rows, first.clip_samples, place)).unsqueeze(1)
-                # full float32 on a GPU too: predictions must repeat on other hardware
-                with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                    x = front_end(waveforms.to(first.device))
-                    for number in numbers:
-                        logits = classifiers[number](x)  # (B, C)
-                        p[number, start : start + len(rows)] += logits.float().softmax(dim=1).cpu().numpy()
-        p[numbers] /= np.float32(first.placements)
+                waveforms = waveforms.to(first.device)
+                for change in resample:
+                    # full float32 on a GPU too: predictions must repeat on other hardware
+                    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                        x = front_end(middle(change(waveforms), first.clip_samples))
+                        for number in numbers:
+                            logits = classifiers[number](x)  # (B, C)
+                            p[number, start : start + len(rows)] += logits.float().softmax(dim=1).cpu().numpy()
+        p[numbers] /= np.float32(first.placements * len(first.speeds))
     for classifier, training in zip(classifiers, was_training, strict=True):
         classifier.train(training)
     return p

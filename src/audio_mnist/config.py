@@ -83,6 +83,12 @@ class TrackingConfig:
 
 
 @dataclass
+class ViewsConfig:
+    placements: int
+    speeds: list[float]
+
+
+@dataclass
 class TrainConfig:
     data: DataConfig
     feature: dict[str, Any]
@@ -96,7 +102,7 @@ class TrainConfig:
     selection: str
     inner_folds: int
     seed: int
-    placements: int
+    views: ViewsConfig
     variant: str
 
 
@@ -140,7 +146,15 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
         _require(value is None or value > 0, f"data.{key}", value, "above 0, or null")
     _require(0 <= data.min_clip_s < data.max_clip_s, "data.min_clip_s", data.min_clip_s, "0 to data.max_clip_s")
-    _require(cfg.placements >= 1, "placements", cfg.placements, "1 or more")
+    views = cfg.views
+    _require(views.placements >= 1, "views.placements", views.placements, "1 or more")
+    speeds = list(views.speeds)
+    _require(
+        len(speeds) == len(set(speeds)) >= 1 and all(0.25 <= speed <= 4 for speed in speeds),
+        "views.speeds",
+        speeds,
+        "one or more different factors, 0.25 to 4",
+    )
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")
     steps = trainer.max_steps
     _require(steps is None or steps >= 1, "trainer.max_steps", steps, "1 or more, or null")

@@ -124,7 +124,7 @@ def _build(
         sample_rate_hz=corpus.store.sample_rate_hz,
         clip_samples=corpus.clip_samples,
         optimizer=settings["optimizer"],
-        placements=settings["placements"],
+        views=settings["views"],
     )
     data = ClipDataModule(
         corpus,

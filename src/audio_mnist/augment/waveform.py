@@ -26,7 +26,7 @@ class _Grouped(Augmentation):
         for number in drawn.unique().tolist():
             if self.strengths[number] != self.neutral:
                 rows = (drawn == number).nonzero().squeeze(1)
-                changed[rows] = _middle(self.change(x[rows], number), x.shape[-1])
+                changed[rows] = middle(self.change(x[rows], number), x.shape[-1])
         return changed
 
     def change(self, x: Tensor, number: int) -> Tensor:
@@ -229,7 +229,7 @@ class Background(_Additive):
         return self.samples[places].unsqueeze(1)
 
 
-def _middle(x: Tensor, length: int) -> Tensor:
+def middle(x: Tensor, length: int) -> Tensor:
     """The middle `length` samples; zeros on both sides where there are fewer."""
     spare = x.shape[-1] - length
     return nn.functional.pad(x, (-(spare // 2), spare // 2 - spare))
