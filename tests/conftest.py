@@ -54,7 +54,8 @@ def tones(tmp_path: Path) -> Path:
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """The config that the command line with these overrides has."""
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    folder = PROJECT / "conf" / ("predict" if name == "predict" else "")
+    with initialize_config_dir(str(folder), version_base="1.3"):
         return compose(name, list(overrides))
 
 

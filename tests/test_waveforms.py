@@ -15,6 +15,7 @@ import soundfile
 
 from audio_mnist import waveforms
 from audio_mnist.errors import DataError
+from audio_mnist.store import WaveformStore
 from audio_mnist.waveforms import Limits, build_store
 
 LIMITS = Limits(min_s=0.01, max_s=60)
@@ -193,3 +194,43 @@ def test_gather_places_and_cuts(tmp_path: Path, length: int, place: float | None
     else:
         expected = noise()[shift : shift + length]
     np.testing.assert_array_equal(placed, expected)
+
+
+def on_disk(folder: Path, samples: np.ndarray, clips: int) -> WaveformStore:
+    samples.astype(np.float32).tofile(folder / "samples.f32")
+    mapped = np.memmap(folder / "samples.f32", dtype=np.float32, mode="r")
+    return WaveformStore(mapped, np.linspace(0, len(samples), clips + 1).astype(np.int64), 8000, folder)
+
+
+def test_gather_reads_the_file_as_the_map_would(tmp_path: Path) -> None:
+    """The same samples from the file as from an array, placed and cut."""
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal(10_000).astype(np.float32)
+    store = on_disk(tmp_path, samples, 23)
+    array = WaveformStore(samples, store.offsets, 8000, tmp_path)
+    indices = rng.integers(23, size=64)
+    for length in (1, 300, 434, 435, 1000):
+        place = rng.random(64)
+        np.testing.assert_array_equal(store.gather(indices, length, place), array.gather(indices, length, place))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_gather_does_not_keep_the_corpus_in_memory(tmp_path: Path) -> None:
+    """Reading every clip of a 64 MB store leaves the process's mapped pages as they were."""
+    store = on_disk(tmp_path, np.ones(16 * 2**20), 1000)
+
+    def shared_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = shared_bytes()
+    for start in range(0, 1000, 50):
+        assert store.gather(np.arange(start, start + 50), 16_000).all()
+    assert shared_bytes() - before < 8 * 2**20
+
+
+def test_gather_says_that_the_store_was_cut_short(tmp_path: Path) -> None:
+    """Not silence, not a crash: the file is named."""
+    store = on_disk(tmp_path, np.ones(8000), 4)
+    os.truncate(tmp_path / "samples.f32", 100)
+    with pytest.raises(DataError, match=r"samples\.f32: the waveform store was cut short"):
+        store.gather(np.array([3]), 2000)

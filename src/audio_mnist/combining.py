@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from audio_mnist import baselines, calibration, ensembling, figures, report, scores
+from audio_mnist import baselines, calibration, ensembling, figures, inference, report, scores
 from audio_mnist.classifier import Classifier, predict_together
 from audio_mnist.config import validate_ensemble
 from audio_mnist.corpora.tables import read_table
@@ -103,13 +103,13 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     if svm is not None:
         text += report.paired_line(whole, svm.label, scores.compare(right[whole], svm.oof == truth, groups)) + "\n"
     if several and cfg.combine == "stack":
-        given = ", ".join(f"{labels[r]} {w:.3f}" for r, w in joint.weights.items())
+        given = ", ".join(f"{labels[r]} {w:.3f}" for r, w in joint.mixture.weights.items())
         text += f"weights, learnt on all clips out of fold (on the other folds' where a fold is scored): {given}\n"
-        metrics |= {f"weight/{_key(labels[r])}": w for r, w in joint.weights.items()}
+        metrics |= {f"weight/{_key(labels[r])}": w for r, w in joint.mixture.weights.items()}
     before, after = (calibration.reliability(p, truth) for p in (joint.raw_oof, joint.oof))
     metrics |= {"oof/ece_raw": before.error, "oof/ece": after.error}
     metrics["oof/loss"] = float(calibration.log_loss(joint.oof, truth).mean())
-    text += report.calibration_line(whole, before, after, joint.temperature) + "\n"
+    text += report.calibration_line(whole, before, after, joint.mixture.temperature) + "\n"
 
     if len(said.test_rows):
         labelled = targets[said.test_rows] >= 0
@@ -158,6 +158,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     try:
         run.log_metrics(metrics)
         run.log_text(text, "table.txt")
+        run.log_text(inference.describe(joint.mixture, [m.run.id for m in members], corpus.class_names), inference.FILE)
         run.log_text(OmegaConf.to_yaml(cfg), "config.yaml")
         run.note("```\n" + text + "```")
         for path in files:
@@ -184,16 +185,14 @@ class Joint:
         oof: (n, C) the same after calibration, each fold's by the other folds'.
         test: (test clips, C), calibrated by all clips out of fold.
         test_of: recipe -> (test clips, C), mean of its runs.
-        weights: recipe -> weight in `test`.
-        temperature: of `test`; 1 where nothing is calibrated.
+        mixture: what made `test` of the members' probabilities.
     """
 
     raw_oof: np.ndarray
     oof: np.ndarray
     test: np.ndarray
     test_of: dict[str, np.ndarray]
-    weights: dict[str, float]
-    temperature: float
+    mixture: ensembling.Mixture
 
 
 def _join(
@@ -213,16 +212,15 @@ def _join(
     if cfg.combine == "stack":
         weights = ensembling.fit_weights(oof, truth)
         raw = ensembling.stack(oof, truth, folds)
-        test = np.tensordot(weights, np.stack(list(test_of.values())), axes=1)
     else:
         raw = ensembling.combine(oof, cfg.combine)
-        test = ensembling.combine(said.test, cfg.combine)
     temperature, calibrated = 1.0, raw
     if cfg.calibrate == "temperature":
         temperature = calibration.fit_temperature(raw, truth)
         calibrated = calibration.cross_fitted(raw, truth, folds)
-        test = calibration.tempered(test, temperature)
-    return Joint(raw, calibrated, test, test_of, dict(zip(said.oof, weights.tolist(), strict=True)), temperature)
+    shares = dict(zip(said.oof, weights.tolist(), strict=True))
+    mixture = ensembling.Mixture(tuple(of_run.tolist()), cfg.combine, shares, temperature)
+    return Joint(raw, calibrated, mixture(said.test), test_of, mixture)
 
 
 def _key(label: str) -> str:

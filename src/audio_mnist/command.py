@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from audio_mnist import sweep
-from audio_mnist.config import validate_ensemble, validate_train
+from audio_mnist.config import validate_ensemble, validate_predict, validate_train
 from audio_mnist.errors import AudioMnistError
 
 
@@ -89,5 +89,17 @@ def ensemble(cfg: DictConfig) -> dict[str, float]:
         from audio_mnist.combining import ensemble as combine
 
         return combine(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except AudioMnistError as error:
+        sys.exit(f"error: {error}")
+
+
+def predict(cfg: DictConfig) -> None:
+    """`predict.py`; status 2 where recordings could not be read."""
+    try:
+        validate_predict(cfg)
+        from audio_mnist.predicting import predict as predict_all
+
+        if predict_all(cfg):
+            sys.exit(2)
     except AudioMnistError as error:
         sys.exit(f"error: {error}")

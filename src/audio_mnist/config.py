@@ -124,6 +124,20 @@ class EnsembleConfig:
     threads: int
 
 
+@dataclass
+class PredictConfig:
+    audio: Any
+    model: str
+    output: str
+    resume: bool
+    window_s: float | None
+    hop_s: float | None
+    max_clip_s: float
+    batch_size: int
+    threads: int
+    tracking: TrackingConfig
+
+
 def validate_train(cfg: DictConfig) -> DictConfig:
     """`cfg` with every key and type checked, interpolations resolved.
 
@@ -208,6 +222,24 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
     _require(cfg.combine in COMBINES, "combine", cfg.combine, "one of " + ", ".join(COMBINES))
     _require(cfg.calibrate in CALIBRATES, "calibrate", cfg.calibrate, "one of " + ", ".join(CALIBRATES))
     _require(cfg.baseline in BASELINES, "baseline", cfg.baseline, "svm or null")
+    _require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
+    _require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
+    return cfg
+
+
+def validate_predict(cfg: DictConfig) -> DictConfig:
+    """As `validate_train`, for `predict.py`; `audio` becomes a list."""
+    if OmegaConf.is_missing(cfg, "audio"):
+        raise ConfigError("audio is not set: give audio=FILE, a folder, a csv with a column path, or [a.wav,b.wav]")
+    cfg = _typed(PredictConfig, cfg)
+    audio = cfg.audio
+    cfg.audio = [str(one) for one in audio] if OmegaConf.is_list(audio) or isinstance(audio, list) else [str(audio)]
+    _require(len(cfg.audio) > 0, "audio", "[]", "at least one recording")
+    _require(cfg.tracking.uri is not None, "tracking.uri", None, "the store that the model is tracked in")
+    _require(cfg.window_s is None or cfg.window_s >= 0.01, "window_s", cfg.window_s, "0.01 or more, or null")
+    hop = cfg.hop_s
+    _require(hop is None or (cfg.window_s is not None and hop > 0), "hop_s", hop, "above 0, with window_s; or null")
+    _require(cfg.max_clip_s > 0, "max_clip_s", cfg.max_clip_s, "above 0")
     _require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
     _require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
     return cfg

@@ -1,8 +1,39 @@
 """Member probabilities -> combined probabilities. Pure numpy."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
+
+from audio_mnist.calibration import tempered
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How an ensemble makes one answer of its members', for clips that none of them was trained on.
+
+    Attributes:
+        recipes: of each member; runs that differ in nothing but the fold share one.
+        combine: "mean", "logit_mean", "vote" or "stack".
+        weights: of each recipe; all the same but with "stack".
+        temperature: that the combined probabilities are divided by, 1 for none.
+    """
+
+    recipes: tuple[str, ...]
+    combine: str
+    weights: dict[str, float]
+    temperature: float
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """(M, n, C), a member each -> (n, C) float64, rows sum to 1."""
+        if self.combine == "stack":
+            of_member = np.array(self.recipes)
+            means = [combine(probabilities[of_member == recipe], "mean") for recipe in self.weights]
+            p = np.tensordot(list(self.weights.values()), np.stack(means), axes=1)
+        else:
+            p = combine(probabilities, self.combine)
+        return tempered(p, self.temperature) if self.temperature != 1 else p
 
 
 def combine(probabilities: np.ndarray, how: str) -> np.ndarray:

@@ -156,6 +156,11 @@ class Tracker:
                 return finished
         return []
 
+    def latest(self, kind: str) -> RunRecord | None:
+        """The newest finished run of a kind, None where there is none."""
+        finished = [run for run in self._search(f"tags.`{PREFIX}kind` = '{kind}'") if run.status == "FINISHED"]
+        return finished[-1] if finished else None
+
     def _search(self, query: str) -> list[RunRecord]:
         found: list[RunRecord] = []
         token = None

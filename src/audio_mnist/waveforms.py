@@ -188,7 +188,31 @@ def _try_decode(path: str, rate_hz: int, limits: Limits) -> tuple[np.ndarray | N
     return samples, content, duration_s, ""
 
 
+def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
+    """One recording at its own rate.
+
+    Returns:
+        (T,) float32 mono and its rate in Hz, or None, 0 and why it cannot be used.
+    """
+    try:
+        _, samples, native_hz = _read(Path(path), limits)
+    except _UnusableError as reason:
+        return None, 0, str(reason)
+    return samples.astype(np.float32, copy=False), native_hz, ""
+
+
 def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, float]:
+    encoded, samples, native_hz = _read(path, limits)
+    duration_s = len(samples) / native_hz
+    if native_hz != rate_hz:
+        samples = soxr.resample(samples, native_hz, rate_hz, quality="HQ")
+        if len(samples) == 0:
+            raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
+    return samples.astype(np.float32, copy=False), hashlib.sha256(encoded).hexdigest(), duration_s
+
+
+def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
+    """(bytes of the file, (T,) samples of its mean channel, rate in Hz)."""
     try:
         encoded = path.read_bytes()
     except FileNotFoundError:
@@ -217,11 +241,7 @@ def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, 
         raise _UnusableError(f"{len(samples)} samples ({duration_s:.4f} s), less than data.min_clip_s={limits.min_s:g}")
     if not samples.any():
         raise _UnusableError("it is silent: every sample is zero")
-    if native_hz != rate_hz:
-        samples = soxr.resample(samples, native_hz, rate_hz, quality="HQ")
-        if len(samples) == 0:
-            raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
-    return samples.astype(np.float32, copy=False), hashlib.sha256(encoded).hexdigest(), duration_s
+    return encoded, samples, native_hz
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,17 @@
+"""What a tracked ensemble hears in new recordings. See conf/predict/predict.yaml."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from audio_mnist import command
+
+
+@hydra.main(version_base="1.3", config_path="conf/predict", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    command.predict(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

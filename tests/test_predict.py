@@ -1,0 +1,216 @@
+"""`predict.py`: the ensemble's own probabilities for any recordings, nothing lost, nothing fatal."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from omegaconf import DictConfig
+
+from audio_mnist import combining, inference, predicting, training
+from audio_mnist.errors import ConfigError, DataError, RunError
+from audio_mnist.tracking import Tracker
+from tests.conftest import composed, run_command, write_tones
+
+CLASSES = ["high", "low", "mid"]
+
+
+class Trained:
+    """Two features, two folds, their stacked ensemble, and test clips that none of them saw."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tones = folder, write_tones(folder / "tones")
+        paths = sorted(self.tones.rglob("*.wav"))
+        with open(folder / "clips.csv", "w", newline="") as file:
+            rows = [(p, p.parent.name, "test" if p.stem[-1] in "67" else "train") for p in paths]
+            csv.writer(file).writerows([("path", "label", "split"), *rows])
+        self.test = [str(path) for path, _, split in rows if split == "test"]
+        self.uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+        for feature in ("mel", "mfcc"):
+            for fold in (0, 1):
+                training.train(
+                    composed(
+                        *("data=csv", f"data.manifest={folder}/clips.csv", "folds.count=2", "trainer.max_epochs=3"),
+                        *("trainer.batch_size=4", "trainer.accelerator=cpu", f"tracking.uri={self.uri}"),
+                        *(f"feature={feature}", f"fold={fold}"),
+                    )
+                )
+        self.tracker = Tracker(self.uri, "audio-mnist")
+        self.ids = [run.id for run in self.tracker._search("tags.`audio_mnist.kind` = 'train'")]
+        self.join("stack")
+
+    def join(self, combine: str) -> pd.DataFrame:
+        cfg = composed(
+            f"run_ids=[{','.join(self.ids)}]", f"combine={combine}", f"tracking.uri={self.uri}", name="ensemble"
+        )
+        combining.ensemble(cfg, self.folder / combine)
+        return pd.read_csv(self.folder / combine / "predictions.csv", dtype={"label": str})
+
+    def config(self, audio: object, output: Path, *overrides: str) -> DictConfig:
+        return composed(f"audio={audio}", f"output={output}", f"tracking.uri={self.uri}", *overrides, name="predict")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+def table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"label": str})
+
+
+@pytest.mark.parametrize("combine", ["mean", "logit_mean", "vote", "stack"])
+def test_predictions_are_the_ensembles_own(trained: Trained, tmp_path: Path, combine: str) -> None:
+    """The test clips' probabilities equal those that ensemble.py wrote, however the members are joined."""
+    expected = trained.join(combine)
+    expected = expected[expected["scored"] == "test"].set_index("clip_id")
+    assert predicting.predict(trained.config(f"[{','.join(trained.test)}]", tmp_path / "out.csv", "batch_size=4")) == 0
+    got = table(tmp_path / "out.csv")
+    columns = [f"p:{name}" for name in CLASSES]
+    assert len(expected) == len(got) == 6
+    by_name = {Path(clip).name + Path(clip).parent.name: row for clip, row in expected.iterrows()}
+    for row in got.to_dict("records"):
+        path = Path(row["path"])
+        same = by_name[path.name + path.parent.name]
+        np.testing.assert_allclose([row[c] for c in columns], same[columns].astype(float), atol=1e-5)
+        assert row["label"] == same["predicted"]
+
+
+def test_single_run_predicts(trained: Trained, tmp_path: Path) -> None:
+    """A training run's id is a model of one member."""
+    predictor = inference.load_predictor(trained.tracker, trained.ids[0])
+    assert len(predictor.classifiers) == 1
+    predicting.predict(trained.config(trained.test[0], tmp_path / "out.csv", f"model={trained.ids[0]}"))
+    samples, rate = soundfile.read(trained.test[0], dtype="float32")
+    p = table(tmp_path / "out.csv").filter(like="p:").to_numpy()
+    np.testing.assert_allclose(p, predictor.predict([(samples, rate)]), atol=1e-5)
+
+
+def test_unreadable_recordings_are_named_at_the_end(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All the others are predicted; stereo and another rate are taken; the count is returned."""
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (audio / "a.wav").write_bytes(b"RIFF nothing")
+    (audio / "b.flac").write_bytes(b"")
+    samples, rate = soundfile.read(trained.test[0])
+    soundfile.write(audio / "c.wav", np.stack([samples, samples], axis=1), rate)
+    soundfile.write(audio / "d.wav", samples, 11_025)
+    (audio / "notes.txt").write_text("no recording")
+    with caplog.at_level("INFO"):
+        assert predicting.predict(trained.config(audio, tmp_path / "out.csv")) == 2
+    assert [Path(path).name for path in table(tmp_path / "out.csv")["path"]] == ["c.wav", "d.wav"]
+    assert "2 recordings could not be read" in caplog.text
+    assert "a.wav: not a recording" in caplog.text and "b.flac: the file is empty" in caplog.text
+
+
+def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut in mid-line, the same command predicts the rest, and the whole equals an undisturbed one."""
+    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    predicting.predict(trained.config(trained.tones, whole))
+    text = whole.read_bytes()
+    lines = text.splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:10]) + lines[10][:20])
+    decoded = []
+    decode = predicting.decode
+    monkeypatch.setattr(predicting, "decode", lambda path, limits: (decoded.append(path), decode(path, limits))[1])
+    predicting.predict(trained.config(trained.tones, cut))
+    assert cut.read_bytes() == text and len(decoded) == 24 - 9
+    predicting.predict(trained.config(trained.tones, cut, "resume=false"))
+    assert cut.read_bytes() == text and len(decoded) == 24 - 9 + 24
+
+
+def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path) -> None:
+    """A csv with other columns is refused by name and kept."""
+    output = tmp_path / "out.csv"
+    output.write_text("path,label\nx,y\n")
+    with pytest.raises(DataError, match=r"out\.csv: it has other columns"):
+        predicting.predict(trained.config(trained.tones, output))
+    assert output.read_text() == "path,label\nx,y\n"
+
+
+def test_windows_slide_over_a_long_recording(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each window's row is what the model says of that piece alone; the last one may be shorter."""
+    rng, rate = np.random.default_rng(0), 8000
+    long = (0.1 * rng.standard_normal(round(2.2 * rate))).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", long, rate, subtype="FLOAT")
+    config = trained.config(tmp_path / "long.wav", tmp_path / "out.csv", "window_s=0.5", "hop_s=0.4", "batch_size=2")
+    predicting.predict(config)
+    got = table(tmp_path / "out.csv")
+    np.testing.assert_allclose(got["start_s"], [0, 0.4, 0.8, 1.2, 1.6, 2.0], atol=1e-3)
+    np.testing.assert_allclose(got["end_s"], [0.5, 0.9, 1.3, 1.7, 2.1, 2.2], atol=1e-3)
+    predictor = inference.load_predictor(trained.tracker, "latest")
+    pieces = [
+        (long[round(s * rate) : round(e * rate)], rate) for s, e in zip(got["start_s"], got["end_s"], strict=True)
+    ]
+    np.testing.assert_allclose(got.filter(like="p:").to_numpy(), predictor.predict(pieces), atol=1e-5)
+    with caplog.at_level("INFO"):
+        predicting.predict(trained.config(tmp_path / "long.wav", tmp_path / "middle.csv"))
+    assert "only their middle was heard; window_s=" in caplog.text
+
+
+def test_find_audio(tmp_path: Path) -> None:
+    """A file, a folder at any depth, a csv beside its files, a list of all; each recording once."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b.wav", "deep/er/a.FLAC"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("path,label\nb.wav,x\n")
+    both = [str(tmp_path / "b.wav"), str(tmp_path / "deep/er/a.FLAC")]
+    assert predicting.find_audio(str(tmp_path)) == both
+    assert predicting.find_audio([str(tmp_path / "list.csv"), str(tmp_path)]) == both
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no recordings found"):
+        predicting.find_audio(str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="no such file or folder"):
+        predicting.find_audio(str(tmp_path / "gone.wav"))
+
+
+def test_models_that_cannot_predict_are_refused(trained: Trained, tmp_path: Path) -> None:
+    """Unknown, empty store, an ensemble of an older version, members that are gone."""
+    with pytest.raises(RunError, match="model=0123: no such run"):
+        inference.load_predictor(trained.tracker, "0123")
+    with pytest.raises(RunError, match=r"model=latest: no ensemble .*make one with ensemble\.py"):
+        inference.load_predictor(Tracker(f"sqlite:///{tmp_path}/mlflow.db", "audio-mnist"), "latest")
+    old = trained.tracker.start("old", kind="ensemble", tags={}, params={})
+    old.end("FINISHED")
+    with pytest.raises(RunError, match=r"ensemble\.json cannot be read .*make the ensemble again"):
+        inference.load_predictor(trained.tracker, old.id)
+    trained.tracker._client.delete_run(old.id)
+    sweep = trained.tracker.start("sweep", kind="sweep", tags={}, params={})
+    with pytest.raises(RunError, match="not an ensemble or a training run but a sweep"):
+        inference.load_predictor(trained.tracker, sweep.id)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "audio is not set"),
+        (["audio=[]"], r"audio=\[\]: expected at least one"),
+        (["audio=x", "hop_s=1"], "hop_s=1.0: expected above 0, with window_s"),
+        (["audio=x", "window_s=0"], "window_s=0.0"),
+        (["audio=x", "tracking.uri=null"], "tracking.uri=None"),
+        (["audio=x", "+nonsense=1"], "unknown config key nonsense"),
+    ],
+)
+def test_validate_predict_refuses(overrides: list[str], message: str) -> None:
+    """The message names the key."""
+    with pytest.raises(ConfigError, match=message):
+        predicting.predict(composed(*overrides, name="predict"))
+
+
+def test_command(trained: Trained, tmp_path: Path) -> None:
+    """`python predict.py` as a person runs it: the csv, what it says, its exit statuses."""
+    done = run_command(tmp_path, "predict.py", f"audio={trained.tones}", f"tracking.uri={trained.uri}")
+    assert done.returncode == 0, done.stderr
+    assert len(table(tmp_path / "predictions.csv")) == 24
+    assert "24 recordings by ensemble of 4" in done.stdout
+    (tmp_path / "bad.wav").write_bytes(b"x")
+    done = run_command(tmp_path, "predict.py", "audio=bad.wav", "output=o.csv", f"tracking.uri={trained.uri}")
+    assert done.returncode == 2 and "bad.wav: not a recording" in done.stdout
+    done = run_command(tmp_path, "predict.py", "audio=gone.wav", f"tracking.uri={trained.uri}")
+    assert done.returncode == 1 and done.stderr.startswith("error: audio=gone.wav: no such file")
