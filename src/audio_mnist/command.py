@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from audio_mnist import sweep
-from audio_mnist.config import validate_ensemble, validate_predict, validate_train
+from audio_mnist.config import validate_ensemble, validate_explore, validate_predict, validate_train
 from audio_mnist.errors import AudioMnistError
 
 
@@ -101,5 +101,21 @@ def predict(cfg: DictConfig) -> None:
 
         if predict_all(cfg):
             sys.exit(2)
+    except AudioMnistError as error:
+        sys.exit(f"error: {error}")
+
+
+def explore_arguments(arguments: list[str]) -> list[str]:
+    """`feature=mel,mfcc`, which is a sweep elsewhere, as the list that `explore.py` takes."""
+    return [f"features=[{a.removeprefix('feature=')}]" if a.startswith("feature=") else a for a in arguments]
+
+
+def explore(cfg: DictConfig) -> None:
+    """`explore.py`."""
+    try:
+        validate_explore(cfg)
+        from audio_mnist.exploring import explore as explore_corpus
+
+        explore_corpus(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:
         sys.exit(f"error: {error}")

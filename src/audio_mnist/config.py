@@ -125,6 +125,18 @@ class EnsembleConfig:
 
 
 @dataclass
+class ExploreConfig:
+    data: DataConfig
+    augment: dict[str, Any]
+    features: list[str]
+    label: str | None
+    clip: str | None
+    examples: int
+    seed: int
+    tracking: TrackingConfig
+
+
+@dataclass
 class PredictConfig:
     audio: Any
     model: str
@@ -224,6 +236,15 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
     _require(cfg.baseline in BASELINES, "baseline", cfg.baseline, "svm or null")
     _require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
     _require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
+    return cfg
+
+
+def validate_explore(cfg: DictConfig) -> DictConfig:
+    """As `validate_train`, for `explore.py`."""
+    cfg = _typed(ExploreConfig, cfg)
+    _require(len(cfg.features) > 0, "features", "[]", "at least one name from conf/feature/")
+    _require(1 <= cfg.examples <= 100, "examples", cfg.examples, "1 to 100")
+    _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "0 to 4294967295")
     return cfg
 
 

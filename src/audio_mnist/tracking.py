@@ -104,7 +104,7 @@ class Tracker:
 
         Args:
             name: shown in the runs table.
-            kind: "sweep", "train" or "ensemble".
+            kind: "sweep", "train", "ensemble" or "explore".
             tags: without `PREFIX`.
             params: flattened into dotted keys.
             parent_id: the run that it is shown under.
@@ -114,7 +114,7 @@ class Tracker:
         all_tags = {PREFIX + key: value for key, value in tags.items()} | {
             PREFIX + "kind": kind,
             "mlflow.user": _user(),
-            "mlflow.source.name": "ensemble.py" if kind == "ensemble" else "train.py",
+            "mlflow.source.name": f"{kind}.py" if kind in ("ensemble", "explore") else "train.py",
             "mlflow.source.type": "LOCAL",
         }
         if parent_id:

@@ -8,7 +8,7 @@ from audio_mnist.augment.base import Augmentation
 
 
 class SpecAugment(Augmentation):
-    """Hides bands of rows and of frames behind the clip's mean.
+    """Hides bands of rows and of frames behind each row's mean over the clip.
 
     Args:
         rows: widest mask, as a share of the feature's rows (bands or coefficients).
@@ -40,7 +40,7 @@ class SpecAugment(Augmentation):
                 width = round(share * x.shape[axis])
                 if width:
                     kept = mask_along_axis_iid(kept, width + 1, 0.0, axis)  # draws widths below its parameter
-        return torch.where(kept > 0, x, x.mean(dim=(2, 3), keepdim=True))
+        return torch.where(kept > 0, x, x.mean(dim=3, keepdim=True))  # rows may differ in scale, as of MFCCs
 
 
 class Mixup(Augmentation):

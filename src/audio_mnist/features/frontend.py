@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class FrontEnd(nn.Module):
     """
 
     name: ClassVar[str]
+    row_label: ClassVar[str] = "row"  # what the rows are, on an axis
+    unit: ClassVar[str] = ""  # of `transform`
     registry: ClassVar[dict[str, type["FrontEnd"]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -80,6 +83,15 @@ class FrontEnd(nn.Module):
         """F of the features; to be asked on the CPU."""
         with torch.no_grad():
             return self(torch.zeros(1, 1, self.hop)).shape[2]
+
+    def row_values(self) -> np.ndarray:
+        """(F,) where each row stands on its axis, in the unit of `row_label`."""
+        return np.arange(self.rows)
+
+    @property
+    def scaled_unit(self) -> str:
+        """Of the features."""
+        return self.unit if self.normalize == "none" else f"scaled ({self.normalize})"
 
     def transform(self, waveform: Tensor) -> Tensor:
         """(B, 1, T) -> (B, 1, F, N), not yet scaled."""

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
@@ -61,6 +62,14 @@ class Bands(FrontEnd):
         )
         self.filters: Tensor  # (n_fft / 2 + 1, bands)
         self.register_buffer("filters", self.filter_bank(bands), persistent=False)
+
+    row_label = "frequency (Hz)"
+    unit = "dB"
+
+    def row_values(self) -> np.ndarray:
+        """(F,) centres of the bands, Hz."""
+        bins_hz = torch.linspace(0, self.sample_rate_hz / 2, len(self.filters), device=self.filters.device)
+        return (bins_hz @ self.filters / self.filters.sum(dim=0)).cpu().numpy()
 
     def filter_bank(self, bands: int) -> Tensor:
         """(n_fft / 2 + 1, bands) weights of the power spectrum's bins."""
@@ -143,6 +152,12 @@ class MFCC(LogMel):
     """
 
     name = "mfcc"
+    row_label = "coefficient"
+    unit = ""
+
+    def row_values(self) -> np.ndarray:
+        """(F,) numbers of the coefficients, from 0."""
+        return np.arange(self.rows)
 
     def __init__(self, sample_rate_hz: int, *, n_mfcc: int, n_mels: int, **others) -> None:
         super().__init__(sample_rate_hz, n_mels=n_mels, **others)

@@ -1,0 +1,18 @@
+"""Look at a corpus: numbers, spectrograms, what the net receives. See conf/explore.yaml."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from audio_mnist import command
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="explore")
+def main(cfg: DictConfig) -> None:
+    command.explore(cfg)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command.explore_arguments(sys.argv[1:])
+    sys.exit(command.run(main))
