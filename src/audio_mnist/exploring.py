@@ -174,8 +174,7 @@ def _summary(corpus: PreparedCorpus, table: pd.DataFrame) -> str:
         "sample rates: "
         + ", ".join(f"{rate} Hz ({count} clips)" for rate, count in rates)
         + f"; used at {corpus.store.sample_rate_hz} Hz",
-        f"window: {corpus.clip_samples / corpus.store.sample_rate_hz:.2f} s; "
-        f"{longer} clips are longer and are cut",
+        f"window: {corpus.clip_samples / corpus.store.sample_rate_hz:.2f} s; {longer} clips are longer and are cut",
     ]
     text = report.render("\n".join(lines), by_class)
     text += f"duplicate: the bytes of an earlier clip; quiet: peak below {QUIET_DB:g} dB of full scale; clipped: three "
