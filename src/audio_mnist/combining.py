@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from audio_mnist import baselines, calibration, ensembling, figures, inference, report, scores
+from audio_mnist import baselines, calibration, diagnosis, ensembling, figures, inference, report, scores
 from audio_mnist.classifier import Classifier, predict_together
 from audio_mnist.config import validate_ensemble
 from audio_mnist.corpora.tables import read_table
@@ -136,6 +136,15 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
 
     root = Path(str(cfg.data.root or members[0].config["data"]["root"]))
     files = _write(output_dir, root, corpus, folds, (common, joint.oof), (said.test_rows, joint.test))
+    sections = [
+        diagnosis.Answers("Out of fold", common, joint.oof, {labels[r]: p[common] for r, p in said.oof.items()})
+    ]
+    if len(said.test_rows) and (targets[said.test_rows] >= 0).any():
+        known = targets[said.test_rows] >= 0
+        own = {labels[r]: p[known] for r, p in joint.test_of.items()}
+        sections.append(diagnosis.Answers("Test split", said.test_rows[known], joint.test[known], own))
+    configs = {labels[member.recipe]: member.config for member in members}
+    files += diagnosis.write(output_dir, corpus, sections, configs, f"{corpus.name}: {whole}, {len(members)} runs")
     parents = {member.run.parent_id for member in members}
     run = tracker.start(
         f"ensemble of {len(members)} ({cfg.combine})",

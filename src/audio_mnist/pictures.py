@@ -29,7 +29,7 @@ def anatomy(clip: np.ndarray, rate_hz: int, fronts: dict[str, FrontEnd], title: 
     for axis, (name, front_end) in zip(axes[1:], fronts.items(), strict=True):
         with torch.no_grad():
             x = front_end.transform(torch.from_numpy(clip).view(1, 1, -1))[0, 0].numpy()  # (F, N)
-        drawn = _image(axis, x, front_end, *_limits(x[None], front_end))
+        drawn = _image(axis, x, front_end, *limits(x[None], front_end))
         axis.set_title(name, loc="left", fontsize="medium")
         figure.colorbar(drawn, ax=axis, label=front_end.unit, extend="both")
     axes[-1].set_xlabel("time (s)")
@@ -48,7 +48,7 @@ def grid(features: np.ndarray, front_end: FrontEnd, title: str) -> Figure:
     rows = -(-len(features) // columns)
     figure = Figure(figsize=(2.6 * columns + 1.2, 1.9 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    low, high = _limits(features, front_end)
+    low, high = limits(features, front_end)
     for number, axis in enumerate(axes.flat):
         if number >= len(features):
             axis.set_axis_off()
@@ -92,7 +92,7 @@ def classes(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-def _limits(features: np.ndarray, front_end: FrontEnd) -> tuple[float, float]:
+def limits(features: np.ndarray, front_end: FrontEnd) -> tuple[float, float]:
     """Ends of the colour scale for (n, F, N): nearly all there is, without the level of the whole, coefficient 0."""
     shown = features[:, 1:] if front_end.row_label == "coefficient" and features.shape[1] > 1 else features
     low, high = np.percentile(shown, (0.5, 99.5))
