@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audio_mnist import models
+from audio_mnist import features, models
 from audio_mnist.errors import ConfigError
 from audio_mnist.models import resnet
 from audio_mnist.models.bcresnet import BroadcastedBlock
@@ -158,3 +158,17 @@ def test_build_refuses_wrong_settings(settings: dict, message: str) -> None:
     """The message names the key."""
     with pytest.raises(ConfigError, match=message):
         models.build(settings, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "asked", "scaled"),
+    [("none", "auto", True), ("standard", "auto", False), ("none", False, False), ("standard", True, True)],
+)
+def test_input_norm_by_the_feature(normalize: str, asked: object, scaled: bool) -> None:
+    """auto scales rows where the clip did not; true and false are taken at their word."""
+    settings = {"name": "mfcc", "n_mfcc": 20, "n_mels": 40, "window_ms": 32.0, "hop_ms": 25.6, "normalize": normalize}
+    front_end = features.build(settings, 8000)
+    net = models.for_feature({"name": "resnet", "input_norm": asked}, front_end, 10)
+    assert isinstance(net.scaled, RowNorm) is scaled
+    if scaled:
+        assert net.scaled.mean.shape == (1, 1, 20, 1)

@@ -56,7 +56,7 @@ class Classifier(LightningModule):
         self.placements, self.speeds = int(views["placements"]), [float(speed) for speed in views["speeds"]]
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
         front_end = features.build(feature, sample_rate_hz)
-        net = models.build(model, len(class_names), front_end.channels, front_end.rows)
+        net = models.for_feature(model, front_end, len(class_names))
         self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
         self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}

@@ -23,6 +23,6 @@ def check(settings: dict, corpus: PreparedCorpus) -> None:
     Placement.of(settings["augment"])
     Augmenter(settings["augment"], rate_hz)
     with torch.random.fork_rng(devices=[]):  # the weights that training draws stay what they are
-        net = models.build(settings["model"], len(corpus.class_names), front_end.channels, front_end.rows).eval()
+        net = models.for_feature(settings["model"], front_end, len(corpus.class_names)).eval()
     with torch.inference_mode():
         net(front_end(torch.zeros(1, 1, corpus.clip_samples)))

@@ -35,7 +35,7 @@ def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -
     rate = corpus.store.sample_rate_hz
     front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate).train()
     torch.manual_seed(0)
-    net = models.build(plain["model"], len(corpus.class_names), front_end.channels, front_end.rows).train()
+    net = models.for_feature(plain["model"], front_end, len(corpus.class_names)).train()
     layout = torch.contiguous_format if naive else torch.channels_last
     net = net.to(memory_format=layout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=not naive, foreach=False if naive else None)

@@ -8,12 +8,26 @@ import importlib
 import pkgutil
 
 from audio_mnist.config import construct
+from audio_mnist.features import FrontEnd
 from audio_mnist.models.model import Model
 
-__all__ = ["Model", "build"]
+__all__ = ["Model", "build", "for_feature"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def for_feature(settings: dict, front_end: FrontEnd, classes: int) -> Model:
+    """The net that `settings` describe, for the features that `front_end` gives.
+
+    `input_norm: auto` is true where the feature is not scaled by the clip itself.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    if settings.get("input_norm") == "auto":
+        settings = settings | {"input_norm": front_end.normalize == "none"}
+    return build(settings, classes, front_end.channels, front_end.rows)
 
 
 def build(settings: dict, classes: int, in_channels: int = 1, rows: int = 40) -> Model:
