@@ -59,6 +59,7 @@ class Classifier(LightningModule):
         net = models.for_feature(model, front_end, len(class_names))
         self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
+        self._front_ends: dict[torch.device, features.FrontEnd] = {}  # not a submodule: no part of the checkpoint
         self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +121,9 @@ class Classifier(LightningModule):
 
     def front_end(self) -> features.FrontEnd:
         """The feature that this net was trained on, on this module's device."""
-        return features.build(self._feature, self.sample_rate_hz).to(self.device)
+        if self.device not in self._front_ends:  # a prediction of many batches builds it once
+            self._front_ends[self.device] = features.build(self._feature, self.sample_rate_hz).to(self.device)
+        return self._front_ends[self.device]
 
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
         """Class probabilities of stored clips, the mean over its `views`.

@@ -71,13 +71,13 @@ def composed(*overrides: str) -> DictConfig:
         return validate_train(compose("train", list(overrides)))
 
 
-def command(folder: Path, *arguments: str, cores: set[int] | None = None) -> float:
-    """Seconds of `python ARGUMENTS` in `folder`, on these cores alone where they are named."""
+def command(folder: Path, *arguments: str, cores: set[int] | None = None, status: int = 0) -> float:
+    """Seconds of `python ARGUMENTS` in `folder`, on these cores alone where named; another exit status ends all."""
     began = time.perf_counter()
     arguments = (sys.executable, str(PROJECT / arguments[0]), *arguments[1:])
     pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, preexec_fn=pin)
     seconds = time.perf_counter() - began
-    if done.returncode not in (0, 1):
+    if done.returncode != status:
         sys.exit(done.stdout + done.stderr)
     return seconds
