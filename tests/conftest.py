@@ -1,18 +1,27 @@
 """Small made corpora, the real recordings where they are, and the commands as a person runs them."""
 
+import csv
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Request
+
 PROJECT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +63,7 @@ def tones(tmp_path: Path) -> Path:
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """The config that the command line with these overrides has."""
-    folder = PROJECT / "conf" / ("predict" if name == "predict" else "")
+    folder = PROJECT / "conf" / (name if name in ("predict", "demo") else "")
     with initialize_config_dir(str(folder), version_base="1.3"):
         return compose(name, list(overrides))
 
@@ -96,3 +105,92 @@ def run_command(
         timeout=timeout,
         env=environment,
     )
+
+
+class Trained:
+    """Two features, two folds, their stacked ensemble, and test clips that none of them saw."""
+
+    def __init__(self, folder: Path) -> None:
+        from audio_mnist import training
+        from audio_mnist.tracking import Tracker
+
+        self.folder, self.tones = folder, write_tones(folder / "tones")
+        paths = sorted(self.tones.rglob("*.wav"))
+        with open(folder / "clips.csv", "w", newline="") as file:
+            rows = [(p, p.parent.name, "test" if p.stem[-1] in "67" else "train") for p in paths]
+            csv.writer(file).writerows([("path", "label", "split"), *rows])
+        self.test = [str(path) for path, _, split in rows if split == "test"]
+        self.uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+        for feature in ("mel", "mfcc"):
+            for fold in (0, 1):
+                training.train(
+                    composed(
+                        *("data=csv", f"data.manifest={folder}/clips.csv", "folds.count=2", "trainer.max_epochs=3"),
+                        *("trainer.batch_size=4", "trainer.accelerator=cpu", f"tracking.uri={self.uri}"),
+                        *(f"feature={feature}", f"fold={fold}"),
+                    )
+                )
+        self.tracker = Tracker(self.uri, "audio-mnist")
+        self.ids = [run.id for run in self.tracker._search("tags.`audio_mnist.kind` = 'train'")]
+        self.join("stack")
+
+    def join(self, combine: str, *overrides: str) -> pd.DataFrame:
+        from audio_mnist import combining
+
+        ids = f"run_ids=[{','.join(self.ids)}]"
+        cfg = composed(ids, f"combine={combine}", f"tracking.uri={self.uri}", *overrides, name="ensemble")
+        combining.ensemble(cfg, self.folder / combine)
+        return pd.read_csv(self.folder / combine / "predictions.csv", dtype={"label": str})
+
+    def config(self, audio: object, output: Path, *overrides: str) -> DictConfig:
+        return composed(f"audio={audio}", f"output={output}", f"tracking.uri={self.uri}", *overrides, name="predict")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trained once for all tests that only read it, or add ensembles to it."""
+    return Trained(tmp_path_factory.mktemp("trained"))
+
+
+class Browser:
+    """Headless Chromium with a fake microphone.
+
+    Attributes:
+        elsewhere: addresses of other hosts than this computer that pages asked for.
+    """
+
+    def __init__(self, chromium: object) -> None:
+        self._chromium, self.elsewhere = chromium, []
+
+    @contextmanager
+    def open(self, address: str) -> Iterator["Page"]:
+        """A new tab, whose waits end after a minute."""
+        context = self._chromium.new_context(viewport={"width": 1500, "height": 1100}, permissions=["microphone"])
+        try:
+            tab = context.new_page()
+            tab.set_default_timeout(60_000)
+            tab.on("request", self._note)
+            tab.goto(address)
+            yield tab
+        finally:
+            context.close()
+
+    def _note(self, request: "Request") -> None:
+        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests; they are skipped where there is no Chromium."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync")
+    fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-component-update", *quiet, *fake]
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield Browser(chromium)
+        chromium.close()

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from audio_mnist.config import fingerprint, recipe, to_plain, validate_ensemble, validate_train
+from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.errors import ConfigError
+from audio_mnist.validation import validate_ensemble, validate_train
 from tests.conftest import PROJECT, composed
 
 

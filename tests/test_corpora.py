@@ -17,9 +17,10 @@ import pytest
 import soundfile
 
 from audio_mnist import corpora
-from audio_mnist.config import to_plain, validate_train
+from audio_mnist.config import to_plain
 from audio_mnist.corpora import fsdd, synthetic, tables
 from audio_mnist.errors import ConfigError, DataError
+from audio_mnist.validation import validate_train
 from tests.conftest import composed, write_tones
 
 

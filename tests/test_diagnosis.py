@@ -2,7 +2,6 @@
 
 import html
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from audio_mnist import diagnosis
 from audio_mnist.config import to_plain
 from audio_mnist.diagnosis import Answers
 from audio_mnist.prepared import PreparedCorpus, prepare
-from tests.conftest import composed
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.conftest import CHROMIUM, composed
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_explore_command(odd_tones: Path, tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     run = tracker._search("tags.`audio_mnist.kind` = 'explore'")[0]
     assert run.status == "FINISHED" and run.metrics["duplicates"] == 1
-    artifacts = {Path(item.path).stem for item in tracker._client.list_artifacts(run.id, "figures")}
+    artifacts = {Path(item.path).stem for item in tracker.client.list_artifacts(run.id, "figures")}
     assert artifacts == names
 
 

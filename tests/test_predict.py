@@ -1,60 +1,18 @@
 """`predict.py`: the ensemble's own probabilities for any recordings, nothing lost, nothing fatal."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from omegaconf import DictConfig
 
-from audio_mnist import combining, inference, predicting, training
+from audio_mnist import inference, predicting
 from audio_mnist.errors import ConfigError, DataError, RunError
 from audio_mnist.tracking import Tracker
-from tests.conftest import composed, run_command, write_tones
+from tests.conftest import Trained, composed, run_command
 
 CLASSES = ["high", "low", "mid"]
-
-
-class Trained:
-    """Two features, two folds, their stacked ensemble, and test clips that none of them saw."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.tones = folder, write_tones(folder / "tones")
-        paths = sorted(self.tones.rglob("*.wav"))
-        with open(folder / "clips.csv", "w", newline="") as file:
-            rows = [(p, p.parent.name, "test" if p.stem[-1] in "67" else "train") for p in paths]
-            csv.writer(file).writerows([("path", "label", "split"), *rows])
-        self.test = [str(path) for path, _, split in rows if split == "test"]
-        self.uri = f"sqlite:///{folder}/mlruns/mlflow.db"
-        for feature in ("mel", "mfcc"):
-            for fold in (0, 1):
-                training.train(
-                    composed(
-                        *("data=csv", f"data.manifest={folder}/clips.csv", "folds.count=2", "trainer.max_epochs=3"),
-                        *("trainer.batch_size=4", "trainer.accelerator=cpu", f"tracking.uri={self.uri}"),
-                        *(f"feature={feature}", f"fold={fold}"),
-                    )
-                )
-        self.tracker = Tracker(self.uri, "audio-mnist")
-        self.ids = [run.id for run in self.tracker._search("tags.`audio_mnist.kind` = 'train'")]
-        self.join("stack")
-
-    def join(self, combine: str) -> pd.DataFrame:
-        cfg = composed(
-            f"run_ids=[{','.join(self.ids)}]", f"combine={combine}", f"tracking.uri={self.uri}", name="ensemble"
-        )
-        combining.ensemble(cfg, self.folder / combine)
-        return pd.read_csv(self.folder / combine / "predictions.csv", dtype={"label": str})
-
-    def config(self, audio: object, output: Path, *overrides: str) -> DictConfig:
-        return composed(f"audio={audio}", f"output={output}", f"tracking.uri={self.uri}", *overrides, name="predict")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("trained"))
 
 
 def table(path: Path) -> pd.DataFrame:
@@ -172,7 +130,7 @@ def test_find_audio(tmp_path: Path) -> None:
 
 def test_models_that_cannot_predict_are_refused(trained: Trained, tmp_path: Path) -> None:
     """Unknown, empty store, an ensemble of an older version, members that are gone."""
-    with pytest.raises(RunError, match="model=0123: no such run"):
+    with pytest.raises(RunError, match="model=0123: neither a run nor a registered model"):
         inference.load_predictor(trained.tracker, "0123")
     with pytest.raises(RunError, match=r"model=latest: no ensemble .*make one with ensemble\.py"):
         inference.load_predictor(Tracker(f"sqlite:///{tmp_path}/mlflow.db", "audio-mnist"), "latest")
@@ -180,7 +138,7 @@ def test_models_that_cannot_predict_are_refused(trained: Trained, tmp_path: Path
     old.end("FINISHED")
     with pytest.raises(RunError, match=r"ensemble\.json cannot be read .*make the ensemble again"):
         inference.load_predictor(trained.tracker, old.id)
-    trained.tracker._client.delete_run(old.id)
+    trained.tracker.client.delete_run(old.id)
     sweep = trained.tracker.start("sweep", kind="sweep", tags={}, params={})
     with pytest.raises(RunError, match="not an ensemble or a training run but a sweep"):
         inference.load_predictor(trained.tracker, sweep.id)

@@ -97,6 +97,6 @@ def test_tracker_refuses_what_is_no_database(tmp_path: Path) -> None:
 def test_tracker_refuses_a_deleted_experiment(tmp_path: Path) -> None:
     """MLflow keeps its name reserved; the message says what to do."""
     tracker = Tracker(uri_of(tmp_path), "audio-mnist")
-    tracker._client.delete_experiment(tracker.experiment_id)
+    tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(RunError, match="was deleted in MLflow; restore it"):
         Tracker(uri_of(tmp_path), "audio-mnist")

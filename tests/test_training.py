@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from audio_mnist import datamodule, devices, features, tracking, training
 from audio_mnist.augment import Augmenter
 from audio_mnist.classifier import Classifier, load, predict_together
-from audio_mnist.config import to_plain, validate_train
+from audio_mnist.config import to_plain
 from audio_mnist.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
 from audio_mnist.errors import ConfigError
 from audio_mnist.folds import assign_folds, split_clips
 from audio_mnist.members import logged_predictions, probabilities_of
 from audio_mnist.prepared import PreparedCorpus, prepare
 from audio_mnist.store import WaveformStore
+from audio_mnist.validation import validate_train
 from tests.conftest import PROJECT, write_tones
 
 Config = Callable[..., DictConfig]
@@ -48,16 +49,16 @@ def test_train_logs_what_a_run_must_have(tone_config: Config) -> None:
     assert run.status == "FINISHED"
     assert run.metrics["best/accuracy"] == metrics["best/accuracy"]
     for name in ("train/loss", "train/accuracy", "fold/loss", "fold/accuracy"):
-        history = tracker._client.get_metric_history(run.id, name)
+        history = tracker.client.get_metric_history(run.id, name)
         assert [m.step for m in history] == [0, 1, 2], name
     for name in ("best/accuracy", "best/loss", "best/epoch"):
-        assert len(tracker._client.get_metric_history(run.id, name)) == 1, name
+        assert len(tracker.client.get_metric_history(run.id, name)) == 1, name
     assert run.metrics["best/epoch"] == 2  # selection=last
-    params = tracker._client.get_run(run.id).data.params
+    params = tracker.client.get_run(run.id).data.params
     assert params["trainer.max_epochs"] == "3" and params["feature.name"] == "mel" and params["fold"] == "1"
     assert {"corpus_fingerprint", "fold_fingerprint", "config_fingerprint"} <= set(run.tags)
     paths = {"config.yaml", "fold_predictions.csv", "checkpoints", "figures"}
-    assert paths <= {item.path for item in tracker._client.list_artifacts(run.id)}
+    assert paths <= {item.path for item in tracker.client.list_artifacts(run.id)}
 
 
 def test_train_logged_predictions_are_those_of_its_fold(tone_config: Config) -> None:
@@ -121,7 +122,7 @@ def test_train_keeps_the_epoch_of_least_monitored_loss(tone_config: Config, sele
     metrics = training.train(cfg)
     tracker, run = only_run(cfg)
     monitored = "selection/loss" if selection == "inner" else "fold/loss"
-    losses = [m.value for m in tracker._client.get_metric_history(run.id, monitored)]
+    losses = [m.value for m in tracker.client.get_metric_history(run.id, monitored)]
     assert run.metrics["best/epoch"] == int(np.argmin(losses))
     if selection == "fold":
         assert metrics["best/loss"] == pytest.approx(min(losses), rel=1e-3)
@@ -162,7 +163,7 @@ def test_train_early_stopping_ends_the_run_early(tone_config: Config) -> None:
     )
     training.train(cfg)
     tracker, run = only_run(cfg)
-    assert len(tracker._client.get_metric_history(run.id, "train/loss")) < 40
+    assert len(tracker.client.get_metric_history(run.id, "train/loss")) < 40
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_train_shortens_epochs_to_max_steps(tone_config: Config, limits: tuple[i
     cfg = tone_config("trainer.max_epochs=5", f"trainer.max_steps={steps}", f"trainer.min_epochs={least}")
     training.train(cfg)
     tracker, run = only_run(cfg)
-    assert len(tracker._client.get_metric_history(run.id, "fold/loss")) == epochs
+    assert len(tracker.client.get_metric_history(run.id, "fold/loss")) == epochs
 
 
 def test_placements_average_the_predictions(tone_config: Config) -> None:

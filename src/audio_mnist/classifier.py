@@ -60,6 +60,7 @@ class Classifier(LightningModule):
         self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
         self._front_ends: dict[torch.device, features.FrontEnd] = {}  # not a submodule: no part of the checkpoint
+        self._resamplers: dict[torch.device, list[torchaudio.transforms.Resample]] = {}
         self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +126,24 @@ class Classifier(LightningModule):
             self._front_ends[self.device] = features.build(self._feature, self.sample_rate_hz).to(self.device)
         return self._front_ends[self.device]
 
+    @property
+    def heard_as(self) -> str:
+        """Equal for classifiers to which a clip becomes the same features."""
+        return json.dumps([self._feature, self.sample_rate_hz, self.clip_samples, self.placements, self.speeds])
+
+    @property
+    def places(self) -> list[float]:
+        """Where a prediction puts a clip in its window, in 0 to 1: `WaveformStore.gather`."""
+        return [(number + 0.5) / self.placements for number in range(self.placements)]
+
+    def resamplers(self) -> list[torchaudio.transforms.Resample]:
+        """One for each of the speeds that a prediction hears a clip at, on this module's device."""
+        if self.device not in self._resamplers:
+            # hundredths keep the resampling ratio, and so the filter, small
+            made = [torchaudio.transforms.Resample(round(100 * s), 100).to(self.device) for s in self.speeds]
+            self._resamplers[self.device] = made
+        return self._resamplers[self.device]
+
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
         """Class probabilities of stored clips, the mean over its `views`.
 
@@ -166,8 +185,7 @@ def predict_together(
             raise ValueError(
                 f"clips at {store.sample_rate_hz} Hz, but this net was trained at {classifier.sample_rate_hz} Hz"
             )
-        key = json.dumps([classifier._feature, classifier.clip_samples, classifier.placements, classifier.speeds])
-        sharing.setdefault(key, []).append(number)
+        sharing.setdefault(classifier.heard_as, []).append(number)
     was_training = [classifier.training for classifier in classifiers]
     for classifier in classifiers:
         classifier.eval()
@@ -175,15 +193,13 @@ def predict_together(
     for numbers in sharing.values():
         first = classifiers[numbers[0]]
         front_end = first.front_end()
-        # hundredths keep the resampling ratio, and so the filter, small
-        resample = [torchaudio.transforms.Resample(round(100 * s), 100).to(first.device) for s in first.speeds]
         for start in range(0, len(indices), batch_size):
             rows = indices[start : start + batch_size]
-            for placement in range(first.placements):
-                place = np.full(len(rows), (placement + 0.5) / first.placements)
+            for share in first.places:
+                place = np.full(len(rows), share)
                 waveforms = torch.from_numpy(store.gather(rows, first.clip_samples, place)).unsqueeze(1)
                 waveforms = waveforms.to(first.device)
-                for change in resample:
+                for change in first.resamplers():
                     # full float32 on a GPU too: predictions must repeat on other hardware
                     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
                         x = front_end(middle(change(waveforms), first.clip_samples))

@@ -10,15 +10,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from audio_mnist import baselines, calibration, diagnosis, ensembling, figures, inference, report, scores
+from audio_mnist import baselines, calibration, diagnosis, ensembling, figures, inference, registry, report, scores
 from audio_mnist.classifier import Classifier, predict_together
-from audio_mnist.config import validate_ensemble
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError, RunError
 from audio_mnist.folds import Folds, assign_folds, split_clips
 from audio_mnist.members import Member, check_reproduced, find, load_classifier, logged_predictions
 from audio_mnist.prepared import PreparedCorpus, prepare
 from audio_mnist.tracking import Tracker
+from audio_mnist.validation import validate_ensemble
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,13 @@ class Predictions:
         oof: recipe -> (clips, C), each clip by the run that did not train on it; NaN where none did.
         test: (M, test clips, C), every member.
         test_rows: manifest rows of the test clips.
+        classifiers: every member, rebuilt.
     """
 
     oof: dict[str, np.ndarray]
     test: np.ndarray
     test_rows: np.ndarray
+    classifiers: tuple[Classifier, ...]
 
 
 def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
@@ -53,6 +55,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     """
     cfg = validate_ensemble(cfg)
     torch.set_num_threads(cfg.threads)
+    if cfg.register:
+        registry.check(cfg.register)
     tracker = Tracker(cfg.tracking.uri, cfg.tracking.experiment)
     members = find(tracker, cfg.run_ids if cfg.run_ids == "latest" else list(cfg.run_ids))
     place = {key: value for key, value in cfg.data.items() if value is not None}
@@ -182,6 +186,14 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         raise
     run.end("FINISHED")
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run.id}", flush=True)
+    if cfg.register:
+        predictor = inference.Predictor(cfg.register, run.id, said.classifiers, joint.mixture)
+        version = registry.register(tracker, predictor, cfg.register, cfg.alias)
+        print(
+            f"registered: {cfg.register} version {version}, alias {cfg.alias}; serve it: MLFLOW_TRACKING_URI="
+            f"{tracker.uri} mlflow models serve -m models:/{cfg.register}@{cfg.alias} --env-manager local -p 5001",
+            flush=True,
+        )
     return metrics
 
 
@@ -282,7 +294,7 @@ def _predict(
     for rate_hz, numbers in of_rate.items():
         alike = [classifiers[number] for number in numbers]
         test[numbers] = predict_together(alike, stores[rate_hz], rows, batch_size=batch_size)
-    return Predictions(oof, test, rows)
+    return Predictions(oof, test, rows, tuple(classifiers))
 
 
 def _fold_report(right: dict[str, np.ndarray], fold_of: np.ndarray, folds: Folds, n: int) -> str:

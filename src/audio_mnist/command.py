@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from audio_mnist import sweep
-from audio_mnist.config import validate_ensemble, validate_explore, validate_predict, validate_train
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.validation import validate_demo, validate_ensemble, validate_explore, validate_predict, validate_train
 
 
 def run(main: Callable[[], Any]) -> int:
@@ -101,6 +101,17 @@ def predict(cfg: DictConfig) -> None:
 
         if predict_all(cfg):
             sys.exit(2)
+    except AudioMnistError as error:
+        sys.exit(f"error: {error}")
+
+
+def demo(cfg: DictConfig) -> None:
+    """`demo.py`."""
+    try:
+        validate_demo(cfg)
+        from audio_mnist.page import serve
+
+        serve(cfg)
     except AudioMnistError as error:
         sys.exit(f"error: {error}")
 

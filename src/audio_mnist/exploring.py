@@ -18,9 +18,10 @@ from rich.text import Text
 
 from audio_mnist import features, pictures, report, tracking
 from audio_mnist.augment import Augmenter
-from audio_mnist.config import to_plain, validate_explore
+from audio_mnist.config import to_plain
 from audio_mnist.errors import ConfigError
 from audio_mnist.prepared import PreparedCorpus, prepare
+from audio_mnist.validation import validate_explore
 
 log = logging.getLogger(__name__)
 FULL_SCALE = 0.999  # of a sample that is clipped; three in a row make a clipped clip

@@ -54,12 +54,17 @@ class Predictor:
         """
         return self.mixture(self.members(waveforms))
 
+    @staticmethod
+    def resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
+        """(T,) samples at another rate, as the waveform store has them."""
+        return samples if own_hz == rate_hz else soxr.resample(samples, own_hz, rate_hz, quality="HQ")
+
     def members(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
         """What each member says: (M, n, C) float32."""
         p = np.empty((len(self.classifiers), len(waveforms), len(self.class_names)), dtype=np.float32)
         for rate_hz in sorted({c.sample_rate_hz for c in self.classifiers}):
             numbers = [i for i, c in enumerate(self.classifiers) if c.sample_rate_hz == rate_hz]
-            clips = [x if own == rate_hz else soxr.resample(x, own, rate_hz, quality="HQ") for x, own in waveforms]
+            clips = [self.resampled(x, own, rate_hz) for x, own in waveforms]
             offsets = np.cumsum([0, *map(len, clips)])
             store = WaveformStore(np.concatenate(clips).astype(np.float32, copy=False), offsets, rate_hz, Path())
             alike = [self.classifiers[i] for i in numbers]
@@ -84,16 +89,20 @@ def load_predictor(tracker: Tracker, model: str) -> Predictor:
 
     Args:
         tracker: where it is tracked.
-        model: id of an ensemble's or a training run, or "latest", the newest ensemble.
+        model: id of an ensemble's or a training run; "latest", the newest ensemble; or a registered model, NAME (its
+            newest version), NAME@ALIAS or NAME/VERSION.
 
     Raises:
         RunError: there is no such run, or it cannot predict.
     """
-    run = tracker.latest("ensemble") if model == "latest" else tracker.get(model)
+    if model == "latest":
+        run = tracker.latest("ensemble")
+    else:
+        run = tracker.get(model) or tracker.get(tracker.registered_run(model) or model)
     if run is None and model == "latest":
         raise RunError(f"model=latest: no ensemble in tracking.uri={tracker.uri}; make one with ensemble.py")
     if run is None:
-        raise RunError(f"model={model}: no such run in tracking.uri={tracker.uri}")
+        raise RunError(f"model={model}: neither a run nor a registered model in tracking.uri={tracker.uri}")
     kind = run.tags.get("kind")
     if kind not in ("ensemble", "train"):
         raise RunError(f"model={model} is not an ensemble or a training run but a {kind or 'run of something else'}")

@@ -14,11 +14,11 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from audio_mnist.config import validate_predict
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.inference import Predictor, load_predictor
 from audio_mnist.tracking import Tracker
+from audio_mnist.validation import validate_predict
 from audio_mnist.waveforms import AUDIO_SUFFIXES, Limits, decode
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _written(output: Path, header: list[str]) -> set[str]:
 
 
 def _windows(paths: list[str], cfg: DictConfig, unreadable: list[str]) -> Iterator[_Window]:
-    limits = Limits(0.0, cfg.max_clip_s)
+    limits = Limits(0.0, cfg.max_clip_s, "")
     for path, (samples, rate_hz, reason) in _decoded(paths, limits):
         if samples is None:
             unreadable.append(f"{path}: {reason}")

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
+from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.validation import validate_train
 
 if TYPE_CHECKING:
     from audio_mnist.tracking import RunRecord, Tracker

@@ -1,11 +1,10 @@
-"""The only file that knows MLflow: the database, the runs, their metrics and artifacts."""
+"""Tracked runs, their metrics and artifacts. MLflow is known here, in database.py, registry.py and served.py alone."""
 
 import contextlib
 import getpass
 import logging
-import os
+import re
 import shutil
-import sqlite3
 import subprocess
 import tempfile
 import time
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
+from audio_mnist import database
+from audio_mnist.database import mlflow_errors
 from audio_mnist.errors import RunError
 from audio_mnist.untracked import Untracked, UntrackedRun
 
@@ -29,6 +28,8 @@ BEST_CHECKPOINT = "checkpoints/best.ckpt"
 FOLD_PREDICTIONS = "fold_predictions.csv"
 CONFIG = "config.yaml"
 PREFIX = "audio_mnist."  # of the tags below
+MODEL_NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a registered model
+_NAMED = re.compile(rf"(?:models:/)?(?P<name>{MODEL_NAME.pattern})(?:@(?P<alias>.+)|/(?P<version>.+))?")
 _PARENT = "mlflow.parentRunId"
 _FLUSH_S = 5.0  # metrics wait this long for company: one transaction for many
 
@@ -72,9 +73,9 @@ class Tracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         try:
-            artifacts = _prepare_sqlite(uri) if uri.startswith("sqlite") else None
-            with _mlflow_errors(f"tracking.uri={uri}"):
-                self._client = _client(uri)
+            artifacts = database.prepare_sqlite(uri) if uri.startswith("sqlite") else None
+            with mlflow_errors(f"tracking.uri={uri}"):
+                self.client = database.connect(uri)
                 self.experiment_id = self._find_or_create(experiment, artifacts)
         except OSError as error:
             raise RunError(
@@ -85,12 +86,12 @@ class Tracker:
     def _find_or_create(self, name: str, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(name)
+        found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self._client.create_experiment(name, artifact_location=artifacts)
+                return self.client.create_experiment(name, artifact_location=artifacts)
             except MlflowException:  # another process was quicker
-                found = self._client.get_experiment_by_name(name)
+                found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
@@ -122,23 +123,23 @@ class Tracker:
         commit = _git_commit()
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
-        with _mlflow_errors(f"tracking.uri={self.uri}"):
-            run = self._client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+        with mlflow_errors(f"tracking.uri={self.uri}"):
+            run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
             flat = [Param(key, value) for key, value in _flatten(params)]
             for start in range(0, len(flat), 100):  # MLflow's limit for one call
-                self._client.log_batch(run.info.run_id, params=flat[start : start + 100])
-        return Run(self._client, run.info.run_id)
+                self.client.log_batch(run.info.run_id, params=flat[start : start + 100])
+        return Run(self.client, run.info.run_id)
 
     def open(self, run_id: str) -> "Run":
         """An existing run, to log to or to end."""
-        return Run(self._client, run_id)
+        return Run(self.client, run_id)
 
     def get(self, run_id: str) -> RunRecord | None:
         """The run of that id, None where there is none."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return _record(self._client.get_run(run_id))
+            return _record(self.client.get_run(run_id))
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -161,12 +162,38 @@ class Tracker:
         finished = [run for run in self._search(f"tags.`{PREFIX}kind` = '{kind}'") if run.status == "FINISHED"]
         return finished[-1] if finished else None
 
+    def registered_run(self, model: str) -> str | None:
+        """Id of the run of a registered model, None where `model` names none.
+
+        Args:
+            model: NAME (its newest version), NAME@ALIAS or NAME/VERSION, with or without models:/ before it.
+
+        Raises:
+            RunError: there is such a name, but no such alias or version.
+        """
+        named = _NAMED.fullmatch(model)
+        if named is None:
+            return None
+        with mlflow_errors(f"model={model}"):
+            found = self.client.search_model_versions(f"name = '{named['name']}'")
+            if not found:
+                return None
+            aliases = self.client.get_registered_model(named["name"]).aliases  # alias -> version
+        run_ids = {int(version.version): version.run_id for version in found}
+        wanted = named["version"] or str(max(run_ids))
+        if named["alias"] is not None:
+            wanted = str(aliases.get(named["alias"], "none"))
+        if wanted.isdigit() and int(wanted) in run_ids:
+            return run_ids[int(wanted)]
+        known = [str(number) for number in sorted(run_ids)] + [f"@{alias}" for alias in aliases]
+        raise RunError(f"model={model}: {named['name']} has no such version; it has {', '.join(known)}")
+
     def _search(self, query: str) -> list[RunRecord]:
         found: list[RunRecord] = []
         token = None
-        with _mlflow_errors(f"tracking.uri={self.uri}"):
+        with mlflow_errors(f"tracking.uri={self.uri}"):
             while True:
-                page = self._client.search_runs(
+                page = self.client.search_runs(
                     [self.experiment_id], query, order_by=["attributes.start_time ASC"], page_token=token
                 )
                 found += [_record(run) for run in page]
@@ -253,66 +280,7 @@ class Run(UntrackedRun):
             self._client.set_terminated(self.id, status)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return _mlflow_errors(f"run {self.id}")
-
-
-def _client(uri: str) -> "MlflowClient":
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    # after the import, which sets levels of its own
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
-
-
-def _prepare_sqlite(uri: str) -> str:
-    """Creates the database where it does not exist; returns the artifacts' location.
-
-    MLflow's migrations break when two processes run them at once, or when one
-    is killed among them. So they run under a lock, on a file of another name.
-    """
-    from sqlalchemy.engine import make_url
-
-    database = make_url(uri).database
-    if not database or database == ":memory:":
-        raise RunError(f"tracking.uri={uri}: expected a database file, sqlite:///PATH")
-    path = Path(database).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    artifacts = path.parent / "artifacts"
-    artifacts.mkdir(exist_ok=True)
-    if not path.exists():
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                partial = path.with_name(path.name + ".partial")
-                partial.unlink(missing_ok=True)
-                _create_database(partial, artifacts.as_uri())
-                os.replace(partial, path)
-    return artifacts.as_uri()
-
-
-def _create_database(path: Path, artifacts: str) -> None:
-    _client(f"sqlite:///{path}")  # quiet logs
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
-    store._dispose_engine()
-    # readers do not wait for a writer, and a commit costs half
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=wal")
-
-
-@contextlib.contextmanager
-def _mlflow_errors(what: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"{what}: the tracking store cannot be used ({reason})") from None
+        return mlflow_errors(f"run {self.id}")
 
 
 def _record(run: Any) -> RunRecord:

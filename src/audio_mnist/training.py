@@ -28,11 +28,12 @@ from sklearn.metrics import log_loss
 
 from audio_mnist import devices, figures, recipes, tracking
 from audio_mnist.classifier import Classifier, load
-from audio_mnist.config import fingerprint, recipe, to_plain, validate_train
+from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.datamodule import ClipDataModule
 from audio_mnist.errors import ConfigError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.prepared import PreparedCorpus, prepare
+from audio_mnist.validation import validate_train
 
 log = logging.getLogger(__name__)
 

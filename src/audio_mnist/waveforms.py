@@ -37,10 +37,12 @@ class Limits:
     Attributes:
         min_s: shortest duration, s.
         max_s: longest duration, s.
+        group: of the config keys that set them, for messages.
     """
 
     min_s: float
     max_s: float
+    group: str = "data."
 
 
 class _UnusableError(Exception):
@@ -226,7 +228,7 @@ def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
             native_hz = file.samplerate
             if file.frames > limits.max_s * native_hz:
                 raise _UnusableError(
-                    f"{file.frames / native_hz:.1f} s long, more than data.max_clip_s={limits.max_s:g}; "
+                    f"{file.frames / native_hz:.1f} s long, more than {limits.group}max_clip_s={limits.max_s:g}; "
                     "cut it or raise that"
                 )
             samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
@@ -238,7 +240,9 @@ def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
         raise _UnusableError("it has samples that are NaN or infinite")
     duration_s = len(samples) / native_hz
     if duration_s < limits.min_s:
-        raise _UnusableError(f"{len(samples)} samples ({duration_s:.4f} s), less than data.min_clip_s={limits.min_s:g}")
+        raise _UnusableError(
+            f"{len(samples)} samples ({duration_s:.4f} s), less than {limits.group}min_clip_s={limits.min_s:g}"
+        )
     if not samples.any():
         raise _UnusableError("it is silent: every sample is zero")
     return encoded, samples, native_hz

@@ -1,0 +1,110 @@
+"""What an MLflow server runs for a registered ensemble: this file and an ONNX graph, nothing else of this package.
+
+`mlflow models serve` copies it with the model, so it imports nothing of
+audio_mnist. A request has a row a clip: `waveform`, samples of one channel from
+-1 to 1, and `sample_rate_hz`. The answer has a row a clip: `label` and a
+probability `p:CLASS` a class.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import soxr
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+
+MAX_CLIPS = 1024  # of one request
+MAX_CLIP_S = 60.0  # as data.max_clip_s has it
+RATES_HZ = (1000, 384_000)  # sample rates that are taken
+
+
+class AudioClassifier(PythonModel):
+    """An ensemble's ONNX graph behind MLflow's interface."""
+
+    def load_context(self, context: Any) -> None:
+        """Opens the graph, one thread, as in training."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        path = context.artifacts["graph"]
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        described = json.loads(self._session.get_modelmeta().custom_metadata_map["audio_mnist"])
+        self._classes, self._windows = described["class_names"], described["windows"]
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Label and probabilities of each clip.
+
+        Args:
+            context: MLflow's, not used.
+            model_input: columns waveform and sample_rate_hz, a row a clip.
+            params: none are known.
+
+        Returns:
+            Columns label and `p:CLASS`, a row a clip.
+
+        Raises:
+            MlflowException: a clip cannot be used; a server answers 400 with the reason.
+        """
+        clips = _checked(model_input)
+        windows = {}
+        for window in self._windows:
+            rate_hz = window["sample_rate_hz"]
+            placed = [
+                _placed(_resampled(x, own_hz, rate_hz), window["samples"], window["place"]) for x, own_hz in clips
+            ]
+            windows[window["name"]] = np.stack(placed)
+        p = self._session.run(["probabilities"], windows)[0]
+        answer = pd.DataFrame({"label": [self._classes[number] for number in p.argmax(axis=1)]})
+        answer[[f"p:{name}" for name in self._classes]] = p.astype(np.float64)
+        return answer
+
+
+def _checked(rows: pd.DataFrame) -> list[tuple[np.ndarray, int]]:
+    if not 1 <= len(rows) <= MAX_CLIPS:
+        raise _refused(f"{len(rows)} clips: expected 1 to {MAX_CLIPS}")
+    clips = []
+    for number, (waveform, rate_hz) in enumerate(zip(rows["waveform"], rows["sample_rate_hz"], strict=True)):
+        if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+            raise _refused(f"clip {number}: sample_rate_hz={rate_hz}, expected {RATES_HZ[0]} to {RATES_HZ[1]}")
+        try:
+            with np.errstate(over="ignore"):  # infinite then, and refused below
+                samples = np.asarray(waveform, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise _refused(f"clip {number}: waveform is not a list of numbers") from None
+        if samples.ndim != 1 or len(samples) == 0:
+            raise _refused(f"clip {number}: waveform has shape {samples.shape}, expected samples of one channel")
+        if len(samples) > MAX_CLIP_S * rate_hz:
+            raise _refused(f"clip {number}: {len(samples) / rate_hz:.1f} s, expected at most {MAX_CLIP_S:g} s")
+        if not np.isfinite(samples).all():
+            raise _refused(f"clip {number}: waveform has samples that are not finite numbers")
+        clips.append((samples, int(rate_hz)))
+    return clips
+
+
+def _refused(reason: str) -> MlflowException:
+    return MlflowException(reason, error_code=INVALID_PARAMETER_VALUE)
+
+
+def _resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
+    if own_hz == rate_hz:
+        return samples
+    resampled = soxr.resample(samples, own_hz, rate_hz, quality="HQ")
+    return resampled if len(resampled) else np.zeros(1, np.float32)
+
+
+def _placed(samples: np.ndarray, length: int, place: float) -> np.ndarray:
+    """(length,) the clip among zeros or, where it is longer, a window of it: as `WaveformStore.gather`."""
+    slack = length - len(samples)
+    shift = int(np.rint(abs(slack) * place))
+    if slack < 0:
+        return samples[shift : shift + length]
+    window = np.zeros(length, dtype=np.float32)
+    window[shift : shift + len(samples)] = samples
+    return window
+
+
+set_model(AudioClassifier())
