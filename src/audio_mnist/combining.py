@@ -150,6 +150,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     configs = {labels[member.recipe]: member.config for member in members}
     files += diagnosis.write(output_dir, corpus, sections, configs, f"{corpus.name}: {whole}, {len(members)} runs")
     parents = {member.run.parent_id for member in members}
+    parent_id = parents.pop() if len(parents) == 1 else None
     run = tracker.start(
         f"ensemble of {len(members)} ({cfg.combine})",
         kind="ensemble",
@@ -166,7 +167,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
             "members": len(members),
             "features": ", ".join(labels.values()),
         },
-        parent_id=parents.pop() if len(parents) == 1 else None,
+        parent_id=parent_id,
     )
     try:
         run.log_metrics(metrics)
@@ -185,6 +186,9 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         run.end("FAILED")
         raise
     run.end("FINISHED")
+    if parent_id:
+        scored = f"{total.accuracy:.4f} out of fold ({total.low:.4f} to {total.high:.4f}, n = {total.n})"
+        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({tracker.address(run.id)}): {scored}")
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run.id}", flush=True)
     if cfg.register:
         predictor = inference.Predictor(cfg.register, run.id, said.classifiers, joint.mixture)

@@ -135,11 +135,16 @@ def finish() -> int:
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
     text.append(total + (":" if unfinished else ""))
     text += unfinished
-    text += _next(sweep, finished, tracker.experiment_id) if sweep.uri else ["note: not tracked (tracking.uri=null)"]
+    if isinstance(tracker, tracking.Tracker):
+        text += _next(sweep, finished, tracker.save_view())
+    else:
+        text.append("note: not tracked (tracking.uri=null)")
     print("\n" + "\n".join(text), flush=True)
     parent = tracker.open(sweep.run_id)
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
+    if finished and isinstance(tracker, tracking.Tracker):
+        parent.head_note(f"[The {len(finished)} finished runs, compared]({tracker.compared([r.id for r in finished])})")
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.end("FAILED" if unfinished else "FINISHED")
     return len(unfinished)
@@ -165,7 +170,7 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> list["RunRecord"]
     return found
 
 
-def _next(sweep: _Sweep, finished: list["RunRecord"], experiment_id: str) -> list[str]:
+def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
     """What to do with a sweep that is over."""
     text = []
     uri = str(sweep.uri)
@@ -176,8 +181,7 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], experiment_id: str) -> lis
         text.append(f"combine them: python ensemble.py 'run_ids=[{ids}]'{where}")
     if uri.startswith("sqlite"):
         text.append(f"compare them: mlflow ui --backend-store-uri {sweep.uri}")
-        page = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-        text.append(f"              then open {page}")
+        text.append(f"              then open http://127.0.0.1:5000/{table}")
     return text
 
 

@@ -1,17 +1,21 @@
 """Tracked runs, their metrics and artifacts. MLflow is known here, in database.py, registry.py and served.py alone."""
 
+import base64
 import contextlib
 import getpass
+import json
 import logging
 import re
 import shutil
 import subprocess
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from audio_mnist import database
 from audio_mnist.database import mlflow_errors
@@ -30,6 +34,8 @@ CONFIG = "config.yaml"
 PREFIX = "audio_mnist."  # of the tags below
 MODEL_NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a registered model
 _NAMED = re.compile(rf"(?:models:/)?(?P<name>{MODEL_NAME.pattern})(?:@(?P<alias>.+)|/(?P<version>.+))?")
+_NOTE = "mlflow.note.content"
+_VIEW = "audio-mnist-accuracies"
 _PARENT = "mlflow.parentRunId"
 _FLUSH_S = 5.0  # metrics wait this long for company: one transaction for many
 
@@ -119,7 +125,8 @@ class Tracker:
             "mlflow.source.type": "LOCAL",
         }
         if parent_id:
-            all_tags[_PARENT] = parent_id
+            # of a type whose parents MLflow's table shows opened
+            all_tags |= {_PARENT: parent_id, "mlflow.runType": "evaluation"}
         commit = _git_commit()
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
@@ -129,6 +136,40 @@ class Tracker:
             for start in range(0, len(flat), 100):  # MLflow's limit for one call
                 self.client.log_batch(run.info.run_id, params=flat[start : start + 100])
         return Run(self.client, run.info.run_id)
+
+    def save_view(self) -> str:
+        """Saves a view of the runs table with the columns that matter; returns the end of its address.
+
+        MLflow keeps such views as tags of the experiment; one that it cannot read it leaves out.
+        """
+        metrics, params = ("best/accuracy", "best/loss", "oof/accuracy"), ("feature.name", "model.name", "fold")
+        columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
+        state = {
+            "searchFilter": "",
+            "orderByKey": "attributes.start_time",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": columns,
+            "runsHiddenMode": "FIRST_20_RUNS",
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        # one version for ever: the same columns have the same text
+        view = {"name": "accuracies", "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+        with mlflow_errors(f"tracking.uri={self.uri}"):
+            self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view))
+        return f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
+
+    def address(self, run_id: str) -> str:
+        """End of the address of a run's page."""
+        return f"#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    def compared(self, run_ids: list[str]) -> str:
+        """End of the address of a page that compares runs."""
+        asked = {"runs": json.dumps(run_ids), "experiments": json.dumps([self.experiment_id])}
+        return f"#/compare-runs?{urlencode(asked)}"
 
     def open(self, run_id: str) -> "Run":
         """An existing run, to log to or to end."""
@@ -271,7 +312,13 @@ class Run(UntrackedRun):
     def note(self, markdown: str) -> None:
         """Sets the description shown on the run's page."""
         with self._errors():
-            self._client.set_tag(self.id, "mlflow.note.content", markdown)
+            self._client.set_tag(self.id, _NOTE, markdown)
+
+    def head_note(self, markdown: str) -> None:
+        """Puts a paragraph before that description, of which MLflow's page shows the first lines."""
+        with self._errors():
+            before = self._client.get_run(self.id).data.tags.get(_NOTE, "")
+        self.note(f"{markdown}\n\n{before}".strip())
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""

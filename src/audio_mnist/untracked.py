@@ -29,6 +29,9 @@ class UntrackedRun:
     def note(self, markdown: str) -> None:
         """Nothing."""
 
+    def head_note(self, markdown: str) -> None:
+        """Nothing."""
+
     def end(self, status: str) -> None:
         """Nothing."""
 

@@ -1,0 +1,132 @@
+"""What a person sees in MLflow after a ten-run sweep and its ensemble, in a real browser.
+
+The pictures stay in pytest's temporary folder (`pytest --basetemp=FOLDER` names it).
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from audio_mnist.tracking import Tracker
+from tests.conftest import Browser, run_command, write_tones
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sweep of ten runs with its ensemble, and where MLflow shows them."""
+
+    folder: Path
+    output: str
+    ids: list[str]
+    ensemble: str
+    sweep: str
+    host: str
+
+    def address(self, end: str) -> str:
+        return f"{self.host}/{end}"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """Two commands in a fresh folder, then `mlflow ui` as the sweep's last lines say."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_tones(folder / "tones", clips=10)
+    swept = run_command(
+        folder,
+        *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1,2,3,4", "trainer.max_epochs=3"),
+        *("trainer.batch_size=4", "trainer.accelerator=cpu", "-m"),
+    )
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    joined = run_command(folder, "ensemble.py", "run_ids=latest")
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
+    ensemble = tracker.latest("ensemble")
+    assert ensemble is not None and ensemble.parent_id is not None
+    ids = [run.id for run in tracker.children(ensemble.parent_id)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", "sqlite:///mlruns/mlflow.db"]
+    process = subprocess.Popen(
+        [*command, "--workers", "1", "--port", port],
+        cwd=folder,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield Shown(folder, swept.stdout, ids, ensemble.id, ensemble.parent_id, f"http://127.0.0.1:{port}")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_runs_table_shows_ten_runs_under_their_sweep(shown: Shown, browser: Browser, tmp_path: Path) -> None:
+    """At the address that the sweep printed, without a click: names, accuracies, feature and fold."""
+    printed = re.search(r"then open http://127.0.0.1:5000/(\S+)", shown.output)
+    assert printed, shown.output
+    with browser.open(shown.address(printed[1])) as tab:
+        tab.wait_for_selector("text=mel resnet fold 4")
+        for heading in ("best/accuracy", "best/loss", "oof/accuracy", "feature.name", "fold"):
+            assert tab.get_by_role("columnheader", name=heading, exact=True).first.is_visible(), heading
+        rows = {row.inner_text().split("\n")[0]: row for row in tab.query_selector_all("[role=row][row-id]")}
+        tab.screenshot(path=tmp_path / "runs.png")
+        names = [f"{feature} resnet fold {fold}" for feature in ("mel", "mfcc") for fold in range(5)]
+        text = "\n".join(row.inner_text() for row in rows.values())
+        assert all(name in text for name in names), text
+        assert "ensemble of 10 (mean)" in text and re.search(r"sweep \d{4}-", text)
+        # the runs are below their parent: further to the right than its name is
+        left = {name: tab.get_by_text(name).first.bounding_box() for name in ("sweep 20", names[0])}
+        assert left["sweep 20"]["x"] < left[names[0]]["x"]
+    assert len(re.findall(r"0\.\d{2,}|\b1\b", text)) >= 10
+    assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+def test_chart_view_draws_the_runs(shown: Shown, browser: Browser, tmp_path: Path) -> None:
+    """A bar of each run's accuracy, lines of its epochs."""
+    printed = re.search(r"then open http://127.0.0.1:5000/(\S+)", shown.output)
+    assert printed
+    with browser.open(shown.address(printed[1]) + "&compareRunsMode=CHART") as tab:
+        tab.wait_for_selector(".js-plotly-plot .barlayer .point, .js-plotly-plot .bars .point")
+        tab.wait_for_timeout(2000)
+        bars = tab.query_selector_all(".js-plotly-plot")[0].query_selector_all(".point")
+        tab.screenshot(path=tmp_path / "charts.png")
+        assert len(bars) >= 10
+        assert "best/accuracy" in tab.inner_text("body")
+
+
+def test_sweeps_page_leads_to_the_comparison_and_the_ensemble(shown: Shown, browser: Browser, tmp_path: Path) -> None:
+    """The note has the table, a link to the ten runs side by side, and one to the ensemble with its score."""
+    with browser.open(shown.address(f"#/experiments/1/runs/{shown.sweep}")) as tab:
+        tab.wait_for_selector("text=The 10 finished runs, compared")
+        assert re.search(r"Ensemble of 10: \d\.\d{4} out of fold \(\d", tab.inner_text("body"))
+        tab.screenshot(path=tmp_path / "sweep.png")
+        ensemble, compared = (tab.get_attribute(f"a:has-text('{t}')", "href") for t in ("Ensemble of 10", "compared"))
+        tab.goto(shown.address(str(ensemble)))
+        tab.wait_for_selector("text=ensemble of 10 (mean)")
+        assert shown.ensemble in tab.url
+        tab.goto(shown.address(str(compared)))
+        tab.wait_for_selector("text=Parallel Coordinates Plot")
+        tab.wait_for_selector(".js-plotly-plot .parcoords, .js-plotly-plot canvas")
+        tab.wait_for_timeout(2000)
+        tab.screenshot(path=tmp_path / "compared.png")
+        assert "Comparing 10 Runs" in tab.inner_text("body")
