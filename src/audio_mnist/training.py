@@ -33,6 +33,7 @@ from audio_mnist.datamodule import ClipDataModule
 from audio_mnist.errors import ConfigError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.prepared import PreparedCorpus, prepare
+from audio_mnist.resuming import EpochSeed
 from audio_mnist.validation import validate_train
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ def _fit(
     logger: Logger | bool,
 ) -> tuple[Trainer, Path]:
     """Trains; the kept epoch's checkpoint is `folder/best.ckpt`."""
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [EpochSeed(settings["seed"])]
     selection = settings["selection"]
     decay = settings["optimizer"]["ema_decay"]
     if decay is not None:
