@@ -10,7 +10,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from audio_mnist import baselines, calibration, diagnosis, ensembling, figures, inference, registry, report, scores
+from audio_mnist import (
+    baselines,
+    calibration,
+    diagnosis,
+    ensembling,
+    figures,
+    inference,
+    pages,
+    registry,
+    report,
+    scores,
+)
 from audio_mnist.classifier import Classifier, predict_together
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError, RunError
@@ -188,7 +199,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     run.end("FINISHED")
     if parent_id:
         scored = f"{total.accuracy:.4f} out of fold ({total.low:.4f} to {total.high:.4f}, n = {total.n})"
-        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({tracker.address(run.id)}): {scored}")
+        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({pages.of_run(tracker, run.id)}): {scored}")
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run.id}", flush=True)
     if cfg.register:
         predictor = inference.Predictor(cfg.register, run.id, said.classifiers, joint.mixture)

@@ -66,6 +66,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """One job of `train.py`."""
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    if sweep_dir and sweep.taken_over(sweep_dir, hydra.job.num):
+        return {}
     try:
         validate_train(cfg)  # before the imports below, which take seconds
         from audio_mnist.training import train as train_one

@@ -1,10 +1,164 @@
-"""An interrupted run goes on from its last epoch, as if it had not stopped."""
+"""An interrupted run goes on from its last epoch, as if it had not stopped; a finished one is not trained twice."""
 
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from audio_mnist import devices
+from audio_mnist.config import fingerprint, recipe
+from audio_mnist.errors import RunError
+from audio_mnist.tracking import UntrackedRun
+
+log = logging.getLogger(__name__)
+LAST = "last.ckpt"  # in a run's workplace: the whole state after an epoch whose metrics are in the tracking store
+_PENDING = "pending.ckpt"  # the state after the epoch before this one's first step
+SAVE_EVERY_S = 5.0  # least time between two states, which cost a step or so each
+
+
+@functools.cache
+def code_version() -> str:
+    """Of what a training's bits depend on beside settings and clips: this package's text, torch and its companions."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
+    versions = [metadata.version(name) for name in ("torch", "torchaudio", "pytorch-lightning", "numpy")]
+    return fingerprint([digest.hexdigest(), versions])
+
+
+def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:
+    """What two runs share that give the same bits on one machine: settings, clips, folds, precision and code."""
+    chosen = settings["trainer"]
+    precision = devices.precision(chosen["precision"], chosen["accelerator"])
+    return fingerprint([recipe(settings), corpus_fingerprint, fold_fingerprint, str(precision), code_version()])
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a run keeps what it would go on from.
+
+    Attributes:
+        folder: its checkpoints.
+        lasting: whether they stay there when the process is killed.
+    """
+
+    folder: Path
+    lasting: bool
+
+    @property
+    def last(self) -> Path | None:
+        """State to go on from, None where there is none that can be read."""
+        path = self.folder / LAST
+        if not path.exists():
+            return None
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            log.warning("%s is damaged: this run starts at its first epoch again", path)
+            path.unlink()
+            return None
+        return path
+
+    def clear(self) -> None:
+        """Removes them: the run is finished, or there is none that could go on."""
+        if self.lasting:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(exist_ok=True)
+
+
+def resume_dir(settings: dict[str, Any]) -> Path:
+    """Folder of the workplaces of one experiment: in `resume_dir`, or beside the tracking database."""
+    uri, own = settings["tracking"]["uri"] or "", fingerprint(settings["tracking"])
+    if settings["resume_dir"] is not None:
+        return Path(settings["resume_dir"]).expanduser().absolute() / own
+    beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path("mlruns")
+    return beside.absolute() / "resume" / own
+
+
+@contextlib.contextmanager
+def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
+    """A run's own folder for the length of the block; other processes that train the same wait.
+
+    Args:
+        folder: of all workplaces; None for one that goes with the block.
+        key: of the run.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="audio-mnist-") as temporary:
+            yield Workplace(Path(temporary), lasting=False)
+        return
+    with held(folder, key, "another process trains the same run"):
+        own = folder / key
+        own.mkdir(exist_ok=True)
+        yield Workplace(own, lasting=True)
+        with contextlib.suppress(OSError):  # not empty: to be gone on from
+            own.rmdir()
+
+
+@contextlib.contextmanager
+def held(folder: Path, key: str, why: str) -> Iterator[None]:
+    """The lock of `key`, for the length of the block; it goes with its process, however that ends.
+
+    Args:
+        folder: of the locks.
+        key: what is locked.
+        why: said where it is held by another process, which is waited for.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0.1)
+        except Timeout:
+            log.info("%s: waiting for it", why)
+            lock.acquire()
+    except OSError as error:
+        raise RunError(
+            f"{folder}: half-trained runs cannot be kept there ({error.strerror or error}); "
+            "choose another resume_dir, or resume=false"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path, key: str) -> bool:
+    """Whether a living process holds the lock of `key`."""
+    path = folder / f"{key}.lock"
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 class EpochSeed(Callback):
@@ -24,3 +178,34 @@ class EpochSeed(Callback):
         if batch_idx == 0:
             sequence = np.random.SeedSequence([self._seed, trainer.current_epoch, trainer.global_rank])
             torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+class KeepState(Checkpoint):
+    """Keeps a run's whole state, weights, optimiser, schedule and callbacks, in its workplace.
+
+    The state after an epoch becomes the one to go on from only when that
+    epoch's metrics are in the tracking store, so that none is lost. The last
+    epoch's is not kept: weights are averaged, if they are, after it.
+
+    Args:
+        folder: of the workplace.
+        run: whose metrics are sent first.
+    """
+
+    def __init__(self, folder: Path, run: UntrackedRun) -> None:
+        self._folder, self._run = folder, run
+        self._saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the callbacks that choose epochs, before the epoch's metrics are logged."""
+        over = trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+        if not over and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+            trainer.save_checkpoint(self._folder / _PENDING)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The metrics of the epoch before are logged now."""
+        pending = self._folder / _PENDING
+        if pending.exists():
+            self._run.flush()
+            os.replace(pending, self._folder / LAST)
+            self._saved_at = time.monotonic()

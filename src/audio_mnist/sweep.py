@@ -5,6 +5,7 @@ processes of their own, find the sweep's tracked run through a file in the
 sweep's folder, which works with any launcher that shares the file system.
 """
 
+import contextlib
 import json
 import logging
 import shlex
@@ -42,6 +43,7 @@ class Job:
     recipe: dict[str, Any]
     fold: int
     variant: str
+    key: str
 
 
 @dataclass
@@ -54,6 +56,9 @@ class _Sweep:
     caption: str
     notes: list[str] = field(default_factory=list)
     speaker_of: dict[str, str] | None = None  # where folds are by speaker
+    taken_over: dict[str, str] = field(default_factory=dict)  # job -> finished run that is not trained again
+    resume_dir: Path | None = None
+    lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     began: float = field(default_factory=time.monotonic)
 
 
@@ -85,6 +90,12 @@ def parent_of(sweep_dir: Path) -> str | None:
     return json.loads(path.read_text())["run_id"] if path.exists() else None
 
 
+def taken_over(sweep_dir: Path, number: int) -> bool:
+    """Whether the sweep's job of that number is a run that was finished before the sweep began."""
+    path = sweep_dir / _FILE
+    return path.exists() and number in json.loads(path.read_text())["taken_over"]
+
+
 def finish() -> int:
     """Ends the sweep that this process started: its table, its status, what to do next.
 
@@ -95,17 +106,16 @@ def finish() -> int:
     sweep, _current = _current, None
     if sweep is None:
         return 0
-    from audio_mnist import ablation, report, tracking
+    from audio_mnist import ablation, pages, report, tracking
 
     tracker = tracking.connect(sweep.uri, sweep.experiment)
-    runs = _runs_of(sweep, tracker)
-    by_job = {run.tags["config_fingerprint"]: run for run in runs}
+    by_job = _runs_of(sweep, tracker)
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     several_variants = len({job.variant for job in sweep.jobs}) > 1
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished = [], []
     for number, job in enumerate(sweep.jobs):
-        found = by_job.get(job.config_fingerprint)
+        found = by_job.get(job.key)
         if found and found.status == "FINISHED":
             rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
             finished.append(found)
@@ -133,10 +143,11 @@ def finish() -> int:
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
+    total += f", {len(sweep.taken_over)} of them before" if sweep.taken_over else ""
     text.append(total + (":" if unfinished else ""))
     text += unfinished
     if isinstance(tracker, tracking.Tracker):
-        text += _next(sweep, finished, tracker.save_view())
+        text += _next(sweep, finished, pages.save_view(tracker))
     else:
         text.append("note: not tracked (tracking.uri=null)")
     print("\n" + "\n".join(text), flush=True)
@@ -144,29 +155,40 @@ def finish() -> int:
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
     if finished and isinstance(tracker, tracking.Tracker):
-        parent.head_note(f"[The {len(finished)} finished runs, compared]({tracker.compared([r.id for r in finished])})")
+        parent.head_note(
+            f"[The {len(finished)} finished runs, compared]({pages.comparison(tracker, [r.id for r in finished])})"
+        )
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.end("FAILED" if unfinished else "FINISHED")
+    sweep.lock.close()
     return len(unfinished)
 
 
-def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> list["RunRecord"]:
-    """What is known of the sweep's runs; those whose process was killed are closed."""
-    from audio_mnist import tracking
+def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRecord"]:
+    """What is known of the run of each job; those whose process was killed are closed."""
+    from audio_mnist import resuming, tracking
 
+    found: dict[str, RunRecord] = {}
     if isinstance(tracker, tracking.Tracker):
+        for job in sweep.jobs:
+            run_id = sweep.taken_over.get(job.key)
+            taken = tracker.get(run_id) if run_id else None
+            if taken is not None:
+                found[job.key] = taken
         for run in tracker.children(sweep.run_id):
-            if run.status == "RUNNING":
+            key = run.tags["job"]
+            if run.status == "RUNNING" and not (sweep.resume_dir and resuming.is_held(sweep.resume_dir, key)):
                 ended = tracker.open(run.id)
                 ended.set_tag("error", "the process was killed")
                 ended.end("KILLED")
-        return tracker.children(sweep.run_id)
-    found = []
+                run = tracker.get(run.id) or run
+            if key not in found or found[key].status != "FINISHED":
+                found[key] = run
+        return found
     for number, job in enumerate(sweep.jobs):
         path = sweep.folder / str(number) / RESULT_FILE
         if path.exists():
-            tags = {"config_fingerprint": job.config_fingerprint}
-            found.append(tracking.RunRecord("untracked", "", "FINISHED", None, tags, json.loads(path.read_text())))
+            found[job.key] = tracking.RunRecord("untracked", "", "FINISHED", None, {}, json.loads(path.read_text()))
     return found
 
 
@@ -186,7 +208,7 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    from audio_mnist import recipes, report, tracking
+    from audio_mnist import recipes, report, resuming, tracking
     from audio_mnist.folds import assign_folds, split_clips
     from audio_mnist.prepared import PreparedCorpus, prepare
 
@@ -196,6 +218,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     notes: list[str] = []
     scored: dict[tuple[str, int], int] = {}  # (folds, fold) -> clips
     counts = set()
+    keys: list[str] = []
     checked: set[str] = set()
     for cfg in configs:
         plain = to_plain(cfg)
@@ -217,7 +240,8 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         notes += [note for note in folds.notes if note not in notes]
         scored[folds.fingerprint, cfg.fold] = len(split.fold)
         counts.add(folds.count)
-    jobs = [_job(" ".join(job), to_plain(cfg)) for cfg, job in zip(configs, overrides, strict=True)]
+        keys.append(resuming.job_key(plain, corpus.fingerprint, folds.fingerprint))
+    jobs = [_job(" ".join(o), to_plain(cfg), key) for cfg, o, key in zip(configs, overrides, keys, strict=True)]
     twice = {job.config_fingerprint for job in jobs}
     if len(twice) < len(jobs):
         raise AudioMnistError(
@@ -228,13 +252,19 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     tracker = tracking.connect(first.tracking.uri, first.tracking.experiment)
     sweep_dir = Path(config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    run = tracker.start(
-        "sweep " + time.strftime("%Y-%m-%d %H:%M:%S"),
-        kind="sweep",
-        tags={"overrides": " ".join(map(str, config.hydra.overrides.task))},
-        params={},
-    )
-    (sweep_dir / _FILE).write_text(json.dumps({"run_id": run.id}))
+    resumable = first.resume and isinstance(tracker, tracking.Tracker)
+    folder = resuming.resume_dir(to_plain(first)) if resumable else None
+    lock = contextlib.ExitStack()
+    together = fingerprint(sorted(keys))
+    if folder is not None:
+        lock.enter_context(resuming.held(folder, together, "another process runs the same sweep"))
+    run_id, taken = _parent(tracker, [corpora[key].fingerprint for key in corpora], keys, together, resumable)
+    parent = tracker.open(run_id)
+    parent.set_tag("overrides", " ".join(map(str, config.hydra.overrides.task)))
+    parent.set_tag("begun", f"{time.time():.3f}")
+    parent.set_tag("taken_over", ",".join(taken.values()))
+    over = [number for number, key in enumerate(keys) if key in taken]
+    (sweep_dir / _FILE).write_text(json.dumps({"run_id": run_id, "taken_over": over}))
     if len(counts) == 1:
         caption = report.fold_caption(sum(scored.values()), len(scored), counts.pop())
     else:  # several ways to cut folds in one sweep
@@ -245,13 +275,42 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         *(len(jobs), corpus.name, len(corpus.manifest), len(corpus.class_names), corpus.store.sample_rate_hz),
         *(OmegaConf.select(config, "hydra.launcher.n_jobs", default=1), sweep_dir),
     )
+    if taken:
+        log.info(
+            "%d of them are finished already (same settings, clips, folds and code) and are not trained again; "
+            "resume=false trains them all",
+            len(taken),
+        )
     speaker_of = None
     if folds.group == "speaker":
         speaker_of = dict(zip(corpus.manifest["clip_id"], corpus.manifest["speaker"], strict=True))
-    return _Sweep(run.id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of)
+    return _Sweep(
+        *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
+        *(taken, folder, lock),
+    )
 
 
-def _job(overrides: str, config: dict[str, Any]) -> Job:
+def _parent(
+    tracker: "Tracker | Untracked", corpora: list[str], keys: list[str], together: str, resumable: bool
+) -> tuple[str, dict[str, str]]:
+    """The run of the sweep, that of the same sweep before where there is one; and which runs are finished."""
+    from audio_mnist import tracking
+
+    taken: dict[str, str] = {}
+    if resumable and isinstance(tracker, tracking.Tracker):
+        for corpus in corpora:
+            for key, runs in tracker.trained(corpus).items():
+                finished = [run.id for run in runs if run.status == "FINISHED"]
+                if finished and key in keys:
+                    taken[key] = finished[-1]
+        before = tracker.sweep_of(together)
+        if before is not None:
+            return tracker.reopen(before.id, {}).id, taken
+    name = "sweep " + time.strftime("%Y-%m-%d %H:%M:%S")
+    return tracker.start(name, kind="sweep", tags={"jobs": together}, params={}).id, taken
+
+
+def _job(overrides: str, config: dict[str, Any], key: str) -> Job:
     own = recipe(config)
     return Job(
         overrides,
@@ -260,6 +319,7 @@ def _job(overrides: str, config: dict[str, Any]) -> Job:
         own,
         own["fold"],
         config["variant"],
+        key,
     )
 
 

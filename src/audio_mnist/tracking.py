@@ -1,21 +1,17 @@
 """Tracked runs, their metrics and artifacts. MLflow is known here, in database.py, registry.py and served.py alone."""
 
-import base64
 import contextlib
 import getpass
-import json
 import logging
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from audio_mnist import database
 from audio_mnist.database import mlflow_errors
@@ -35,7 +31,6 @@ PREFIX = "audio_mnist."  # of the tags below
 MODEL_NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a registered model
 _NAMED = re.compile(rf"(?:models:/)?(?P<name>{MODEL_NAME.pattern})(?:@(?P<alias>.+)|/(?P<version>.+))?")
 _NOTE = "mlflow.note.content"
-_VIEW = "audio-mnist-accuracies"
 _PARENT = "mlflow.parentRunId"
 _FLUSH_S = 5.0  # metrics wait this long for company: one transaction for many
 
@@ -116,8 +111,6 @@ class Tracker:
             params: flattened into dotted keys.
             parent_id: the run that it is shown under.
         """
-        from mlflow.entities import Param
-
         all_tags = {PREFIX + key: value for key, value in tags.items()} | {
             PREFIX + "kind": kind,
             "mlflow.user": _user(),
@@ -132,44 +125,35 @@ class Tracker:
             all_tags["mlflow.source.git.commit"] = commit
         with mlflow_errors(f"tracking.uri={self.uri}"):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
-            flat = [Param(key, value) for key, value in _flatten(params)]
-            for start in range(0, len(flat), 100):  # MLflow's limit for one call
-                self.client.log_batch(run.info.run_id, params=flat[start : start + 100])
+        self._log_params(run.info.run_id, params)
         return Run(self.client, run.info.run_id)
 
-    def save_view(self) -> str:
-        """Saves a view of the runs table with the columns that matter; returns the end of its address.
+    def reopen(self, run_id: str, params: dict[str, Any], parent_id: str | None = None) -> "Run":
+        """A run that did not finish, RUNNING again; metrics that it has already are not logged twice.
 
-        MLflow keeps such views as tags of the experiment; one that it cannot read it leaves out.
+        Args:
+            run_id: of the run.
+            params: those that it was started with, of which some may be missing.
+            parent_id: the run that it is shown under from now on; None: as before.
         """
-        metrics, params = ("best/accuracy", "best/loss", "oof/accuracy"), ("feature.name", "model.name", "fold")
-        columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
-        state = {
-            "searchFilter": "",
-            "orderByKey": "attributes.start_time",
-            "orderByAsc": False,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": columns,
-            "runsHiddenMode": "FIRST_20_RUNS",
-        }
-        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-        # one version for ever: the same columns have the same text
-        view = {"name": "accuracies", "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
-        with mlflow_errors(f"tracking.uri={self.uri}"):
-            self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view))
-        return f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
+        with mlflow_errors(f"run {run_id}"):
+            self.client.update_run(run_id, status="RUNNING")
+            if parent_id is not None:
+                self.client.set_tag(run_id, _PARENT, parent_id)
+            run = self.client.get_run(run_id)
+            if PREFIX + "error" in run.data.tags:
+                self.client.delete_tag(run_id, PREFIX + "error")
+            histories = {key: self.client.get_metric_history(run_id, key) for key in run.data.metrics}
+        self._log_params(run_id, params)
+        return Run(self.client, run_id, {key: max(m.step for m in values) for key, values in histories.items()})
 
-    def address(self, run_id: str) -> str:
-        """End of the address of a run's page."""
-        return f"#/experiments/{self.experiment_id}/runs/{run_id}"
+    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
+        from mlflow.entities import Param
 
-    def compared(self, run_ids: list[str]) -> str:
-        """End of the address of a page that compares runs."""
-        asked = {"runs": json.dumps(run_ids), "experiments": json.dumps([self.experiment_id])}
-        return f"#/compare-runs?{urlencode(asked)}"
+        flat = [Param(key, value) for key, value in _flatten(params)]
+        with mlflow_errors(f"run {run_id}"):
+            for start in range(0, len(flat), 100):  # MLflow's limit for one call
+                self.client.log_batch(run_id, params=flat[start : start + 100])
 
     def open(self, run_id: str) -> "Run":
         """An existing run, to log to or to end."""
@@ -190,10 +174,35 @@ class Tracker:
         """The runs of `kind` under a parent, oldest first."""
         return self._search(f"tags.`{_PARENT}` = '{parent_id}' and tags.`{PREFIX}kind` = '{kind}'")
 
+    def trained(self, corpus_fingerprint: str) -> dict[str, list[RunRecord]]:
+        """The training runs of a corpus by their job, oldest first: `resuming.job_key`."""
+        found: dict[str, list[RunRecord]] = {}
+        for run in self._search(f"tags.`{PREFIX}corpus_fingerprint` = '{corpus_fingerprint}'"):
+            if run.tags.get("kind") == "train" and "job" in run.tags:
+                found.setdefault(run.tags["job"], []).append(run)
+        return found
+
+    def unfinished(self, corpus_fingerprint: str, job: str) -> RunRecord | None:
+        """The newest run of a job, where it did not finish."""
+        runs = self.trained(corpus_fingerprint).get(job, [])
+        return runs[-1] if runs and runs[-1].status != "FINISHED" else None
+
+    def sweep_of(self, jobs: str) -> RunRecord | None:
+        """The newest sweep of the same jobs, None where there is none."""
+        found = self._search(f"tags.`{PREFIX}jobs` = '{jobs}' and tags.`{PREFIX}kind` = 'sweep'")
+        return found[-1] if found else None
+
     def latest_sweep(self) -> list[RunRecord]:
-        """Every finished run of the newest sweep that has one, [] where there is none."""
-        for parent in reversed(self._search(f"tags.`{PREFIX}kind` = 'sweep'")):
-            finished = [run for run in self.children(parent.id) if run.status == "FINISHED"]
+        """Every finished run of the newest sweep that has one, [] where there is none.
+
+        With those that it took over from sweeps before it.
+        """
+        sweeps = self._search(f"tags.`{PREFIX}kind` = 'sweep'")
+        for parent in sorted(sweeps, key=lambda sweep: sweep.tags.get("begun", ""), reverse=True):
+            ids = [run_id for run_id in parent.tags.get("taken_over", "").split(",") if run_id]
+            taken = [run for run in map(self.get, ids) if run is not None]
+            own = [run for run in self.children(parent.id) if run.id not in ids]
+            finished = [run for run in taken + own if run.status == "FINISHED"]
             if finished:
                 return finished
         return []
@@ -263,10 +272,17 @@ class Tracker:
 
 
 class Run(UntrackedRun):
-    """A run that is written to. Metrics are sent in batches, at the latest when it ends."""
+    """A run that is written to. Metrics are sent in batches, at the latest when it ends.
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    Args:
+        client: of the tracking store.
+        run_id: of the run.
+        logged: last step of each metric that the store has already.
+    """
+
+    def __init__(self, client: "MlflowClient", run_id: str, logged: dict[str, int] | None = None) -> None:
         self._client, self.id = client, run_id
+        self._logged = logged or {}
         self._waiting: list[Metric] = []
         self._sent_at = time.monotonic()
 
@@ -275,7 +291,8 @@ class Run(UntrackedRun):
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        new = {key: value for key, value in metrics.items() if step > self._logged.get(key, -1)}
+        self._waiting += [Metric(key, float(value), now_ms, step) for key, value in new.items()]
         if time.monotonic() - self._sent_at > _FLUSH_S:
             self.flush()
 

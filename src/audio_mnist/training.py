@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -21,19 +20,19 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import log_loss
 
-from audio_mnist import devices, figures, recipes, tracking
+from audio_mnist import devices, figures, recipes, resuming, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.datamodule import ClipDataModule
 from audio_mnist.errors import ConfigError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.prepared import PreparedCorpus, prepare
-from audio_mnist.resuming import EpochSeed
+from audio_mnist.untracked import Untracked, UntrackedRun
 from audio_mnist.validation import validate_train
 
 log = logging.getLogger(__name__)
@@ -72,14 +71,53 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     seed_everything(cfg.seed, verbose=False)
     classifier, data, trainer_options = _build(settings, corpus, split)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices
-        with tempfile.TemporaryDirectory(prefix="audio-mnist-") as folder:
-            _fit(settings, classifier, data, trainer_options, Path(folder), logger=False)
+        with resuming.workplace(None, "") as place:
+            _fit(settings, classifier, data, trainer_options, place, None)
         return {}
 
     tracker = tracking.connect(cfg.tracking.uri, cfg.tracking.experiment)
+    key = resuming.job_key(settings, corpus.fingerprint, folds.fingerprint)
+    resumable = cfg.resume and cfg.trainer.devices == 1 and cfg.tracking.uri is not None
+    kept_in = resuming.resume_dir(settings) if resumable else None
+    with resuming.workplace(kept_in, key) as place:
+        unfinished = tracker.unfinished(corpus.fingerprint, key) if resumable else None
+        if unfinished is None:
+            place.clear()
+        run = _open(tracker, settings, corpus, folds, trainer_options, key, parent_id, unfinished)
+        try:
+            with _ending_on_sigterm(), devices.gpu_of_its_own(trainer_options, sweep_dir):
+                run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
+                if corpus.left_out:
+                    run.log_text("\n".join(corpus.left_out) + "\n", "left_out.txt")
+                metrics = _fit_and_score(run, settings, corpus, folds, split, classifier, data, trainer_options, place)
+                place.clear()
+                return metrics
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            with contextlib.suppress(Exception):  # the tracking store itself may be what broke
+                run.log_text(traceback.format_exc(), "traceback.txt")
+                run.set_tag("error", f"{type(error).__name__}: {error}")
+            run.end("KILLED" if stopped else "FAILED")
+            raise
+
+
+def _open(
+    tracker: tracking.Tracker | Untracked,
+    settings: dict[str, Any],
+    corpus: PreparedCorpus,
+    folds: Folds,
+    trainer_options: dict[str, Any],
+    key: str,
+    parent_id: str | None,
+    unfinished: tracking.RunRecord | None,
+) -> UntrackedRun:
+    """The tracked run: the unfinished one of the same job where there is one, else a new one."""
+    params = settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}}
+    if unfinished is not None:
+        return tracker.reopen(unfinished.id, params, parent_id)
     own = recipe(settings)
-    run = tracker.start(
-        f"{cfg.feature['name']} {cfg.model['name']} fold {cfg.fold}",
+    return tracker.start(
+        f"{settings['feature']['name']} {settings['model']['name']} fold {settings['fold']}",
         kind="train",
         tags={
             "corpus": corpus.name,
@@ -87,31 +125,19 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             "fold_fingerprint": folds.fingerprint,
             "config_fingerprint": fingerprint(own),
             "recipe_fingerprint": fingerprint({k: v for k, v in own.items() if k != "fold"}),
+            "job": key,
             "classes": ",".join(corpus.class_names),
-            "fold": str(cfg.fold),
-            "optimistic": str(cfg.selection == "fold").lower(),
+            "fold": str(settings["fold"]),
+            "optimistic": str(settings["selection"] == "fold").lower(),
             "sweep": parent_id or "",
             "variant": settings["variant"],
             "precision": trainer_options["precision"],
             "feature": settings["feature"]["name"],
             "seed": str(settings["seed"]),
         },
-        params=settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}},
+        params=params,
         parent_id=parent_id,
     )
-    try:
-        with _ending_on_sigterm(), devices.gpu_of_its_own(trainer_options, sweep_dir):
-            run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
-            if corpus.left_out:
-                run.log_text("\n".join(corpus.left_out) + "\n", "left_out.txt")
-            return _fit_and_score(run, settings, corpus, folds, split, classifier, data, trainer_options)
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        with contextlib.suppress(Exception):  # the tracking store itself may be what broke
-            run.log_text(traceback.format_exc(), "traceback.txt")
-            run.set_tag("error", f"{type(error).__name__}: {error}")
-        run.end("KILLED" if stopped else "FAILED")
-        raise
 
 
 def _build(
@@ -174,7 +200,7 @@ def _epochs(chosen: dict[str, Any], data: ClipDataModule) -> int:
 
 
 def _fit_and_score(
-    run: tracking.UntrackedRun,
+    run: UntrackedRun,
     settings: dict[str, Any],
     corpus: PreparedCorpus,
     folds: Folds,
@@ -182,21 +208,21 @@ def _fit_and_score(
     classifier: Classifier,
     data: ClipDataModule,
     trainer_options: dict[str, Any],
+    place: resuming.Workplace,
 ) -> dict[str, float]:
     selection = settings["selection"]
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="audio-mnist-") as folder:
-        trainer, path = _fit(settings, classifier, data, trainer_options, Path(folder), logger=EpochLogger(run))
-        # the file is scored, not the object in memory: it is what the ensemble will load
-        best = load(path)
-        kept = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
-        best_epoch = min(kept, trainer.current_epoch - 1)  # counted from 0, as the steps of fold/*
-        if trainer.num_devices == 1:
-            best = best.to(trainer.strategy.root_device)
-        probabilities = best.predict_clips(corpus.store, split.fold)
-        metrics = score_fold(corpus, split.fold, probabilities)
-        run.log_metrics({f"best/{key}": value for key, value in metrics.items()} | {"best/epoch": best_epoch})
-        run.log_file(path, tracking.BEST_CHECKPOINT)
+    trainer, path = _fit(settings, classifier, data, trainer_options, place, run)
+    # the file is scored, not the object in memory: it is what the ensemble will load
+    best = load(path)
+    kept = int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    best_epoch = min(kept, trainer.current_epoch - 1)  # counted from 0, as the steps of fold/*
+    if trainer.num_devices == 1:
+        best = best.to(trainer.strategy.root_device)
+    probabilities = best.predict_clips(corpus.store, split.fold)
+    metrics = score_fold(corpus, split.fold, probabilities)
+    run.log_metrics({f"best/{key}": value for key, value in metrics.items()} | {"best/epoch": best_epoch})
+    run.log_file(path, tracking.BEST_CHECKPOINT)
     table = predictions_table(corpus, split.fold, probabilities)
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, float_format="%.9g")  # 9 digits give every float32 back
@@ -221,11 +247,12 @@ def _fit(
     classifier: Classifier,
     data: ClipDataModule,
     trainer_options: dict[str, Any],
-    folder: Path,
-    logger: Logger | bool,
+    place: resuming.Workplace,
+    run: UntrackedRun | None,
 ) -> tuple[Trainer, Path]:
-    """Trains; the kept epoch's checkpoint is `folder/best.ckpt`."""
-    callbacks: list[Callback] = [EpochSeed(settings["seed"])]
+    """Trains, from where the workplace has it; the kept epoch's checkpoint is `best.ckpt` there."""
+    callbacks: list[Callback] = [resuming.EpochSeed(settings["seed"])]
+    folder = place.folder
     selection = settings["selection"]
     decay = settings["optimizer"]["ema_decay"]
     if decay is not None:
@@ -246,9 +273,17 @@ def _fit(
         callbacks.append(EarlyStopping("selection/loss", patience=patience))
     if trainer_options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
-    trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=selection != "last")
+    if place.lasting and run is not None:
+        callbacks.append(resuming.KeepState(folder, run))  # the last, so that it has the others' states
+    before = place.last
+    if before is not None:
+        epoch = torch.load(before, map_location="cpu", weights_only=True)["epoch"]
+        log.info("%s fold %d goes on after epoch %d", settings["feature"]["name"], settings["fold"], epoch + 1)
+    logger = False if run is None else EpochLogger(run)
+    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=has_checkpoints)
     try:
-        trainer.fit(classifier, data)
+        trainer.fit(classifier, data, ckpt_path=before)
     except SystemExit:
         if trainer.interrupted:  # Lightning exits on Ctrl-C
             raise KeyboardInterrupt from None
@@ -290,7 +325,7 @@ class EpochLogger(Logger):
         run: that they are logged to.
     """
 
-    def __init__(self, run: tracking.UntrackedRun) -> None:
+    def __init__(self, run: UntrackedRun) -> None:
         super().__init__()
         self._run = run
 
@@ -338,3 +373,4 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="GPU available but not used.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")  # gone on from

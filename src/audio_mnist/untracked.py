@@ -48,3 +48,10 @@ class Untracked:
     def open(self, run_id: str) -> UntrackedRun:
         """The same."""
         return UntrackedRun()
+
+    def reopen(self, run_id: str, params: dict[str, Any], parent_id: str | None = None) -> UntrackedRun:
+        """The same."""
+        return UntrackedRun()
+
+    def unfinished(self, corpus_fingerprint: str, job: str) -> None:
+        """None: nothing is kept."""

@@ -98,6 +98,8 @@ class TrainConfig:
     seed: int
     views: ViewsConfig
     variant: str
+    resume: bool
+    resume_dir: str | None
 
 
 @dataclass

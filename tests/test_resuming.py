@@ -1,0 +1,303 @@
+"""What is done stays done: runs go on where they stopped, sweeps are finished by their own command."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from audio_mnist import resuming, training
+from audio_mnist.classifier import Classifier
+from audio_mnist.config import to_plain
+from audio_mnist.members import logged_predictions
+from audio_mnist.tracking import BEST_CHECKPOINT, RunRecord, Tracker
+from tests.conftest import PROJECT, run_command, write_tones
+
+
+class PowerError(Exception):
+    """What a test has happen in mid-run."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """The next run breaks when `epoch` is over and its metrics are not logged yet."""
+    plain = Classifier.on_train_epoch_end
+
+    def breaking(self: Classifier) -> None:
+        plain(self)
+        if self.current_epoch == epoch:
+            raise PowerError
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_end", breaking)
+
+
+def tracker_of(cfg: DictConfig) -> Tracker:
+    return Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+
+
+def training_runs(tracker: Tracker) -> list[RunRecord]:
+    return tracker._search("tags.`audio_mnist.kind` = 'train'")
+
+
+def histories(tracker: Tracker, run: RunRecord) -> dict[str, list[tuple[int, float]]]:
+    """Every value of every metric of a run, as (step, value)."""
+    return {
+        key: sorted((m.step, m.value) for m in tracker.client.get_metric_history(run.id, key)) for key in run.metrics
+    }
+
+
+def weights(tracker: Tracker, run: RunRecord) -> dict[str, torch.Tensor]:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
+        return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same(left: tuple[Tracker, RunRecord], right: tuple[Tracker, RunRecord]) -> None:
+    """Bits of weights and predictions, every value of every metric, each once."""
+    ours, theirs = weights(*left), weights(*right)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert logged_predictions(left[0], left[1].id).equals(logged_predictions(right[0], right[1].id))
+    assert histories(*left) == histories(*right)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["feature=mel"],
+        ["feature=mfcc", "optimizer.ema_decay=0.9"],
+        ["selection=inner", "inner_folds=2", "trainer.early_stopping_patience=6"],
+        ["selection=inner", "inner_folds=2", "optimizer.ema_decay=0.9"],
+        ["selection=fold", "optimizer.schedule=none", "augment.placement.redraw=false", "augment.placement.copies=2"],
+        ["trainer.validate_every=3", "optimizer.schedule=cosine"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_interrupted_run_goes_on_to_the_same_bits(
+    tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    """Stopped twice, in one MLflow run: weights, predictions and metrics are those of a run that was not."""
+    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
+    whole = tone_config("trainer.max_epochs=8", *overrides, f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db")
+    training.train(whole)
+    cfg = tone_config("trainer.max_epochs=8", *overrides)
+    for epoch in (2, 5):
+        with monkeypatch.context() as patch:
+            stop_after(patch, epoch)
+            with pytest.raises(PowerError):
+                training.train(cfg)
+    (stopped,) = training_runs(tracker_of(cfg))
+    assert stopped.status == "FAILED" and stopped.tags["error"].startswith("PowerError")
+    training.train(cfg)
+    (run,) = training_runs(tracker_of(cfg))
+    assert run.id == stopped.id and run.status == "FINISHED" and "error" not in run.tags
+    (expected,) = training_runs(tracker_of(whole))
+    assert_same((tracker_of(cfg), run), (tracker_of(whole), expected))
+    left = [path for path in (tmp_path / "mlruns" / "resume").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert left == []
+
+
+def test_run_goes_on_from_its_last_state_not_from_the_start(
+    tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epochs before it are not trained again."""
+    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
+    cfg = tone_config("trainer.max_epochs=6")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    seen = []
+    plain = Classifier.on_train_epoch_end
+    monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
+    training.train(cfg)
+    assert seen == [4, 5]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_damaged_state_is_left_and_the_run_starts_again(
+    tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """The same bits as without it, and a warning that names the file."""
+    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
+    whole = tone_config("trainer.max_epochs=4", f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db")
+    training.train(whole)
+    cfg = tone_config("trainer.max_epochs=4")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    (path,) = (tmp_path / "mlruns" / "resume").rglob("last.ckpt")
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"x" * 1000, "empty": b""}[damage])
+    said = []
+    monkeypatch.setattr(resuming.log, "warning", lambda *args: said.append(args[0] % args[1:]))
+    training.train(cfg)
+    assert said == [f"{path} is damaged: this run starts at its first epoch again"]
+    ((run,), (expected,)) = training_runs(tracker_of(cfg)), training_runs(tracker_of(whole))
+    assert_same((tracker_of(cfg), run), (tracker_of(whole), expected))
+
+
+def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of its own beside the broken one, which stays as it is."""
+    cfg = tone_config("trainer.max_epochs=2")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    training.train(tone_config("trainer.max_epochs=2", "resume=false"))
+    assert [run.status for run in training_runs(tracker_of(cfg))] == ["FAILED", "FINISHED"]
+
+
+def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config: Callable[..., DictConfig]) -> None:
+    """A run of an older version of the package is neither gone on with nor taken over."""
+    settings = to_plain(tone_config())
+    key = resuming.job_key(settings, "corpus", "folds")
+    assert key == resuming.job_key(settings | {"variant": "other name", "resume": False}, "corpus", "folds")
+    assert key != resuming.job_key(settings | {"seed": 1}, "corpus", "folds")
+    assert key != resuming.job_key(settings, "other clips", "folds")
+    assert key != resuming.job_key(settings, "corpus", "other folds")
+    assert key != resuming.job_key(settings | {"trainer": settings["trainer"] | {"threads": 2}}, "corpus", "folds")
+    monkeypatch.setattr(resuming, "code_version", lambda: "other")
+    assert key != resuming.job_key(settings, "corpus", "folds")
+
+
+SWEEP = (
+    *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1", "folds.count=2"),
+    *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=150", "-m"),
+)
+
+
+def table_of(output: str) -> str:
+    """The lines of the sweep's table."""
+    return "\n".join(line for line in output.splitlines() if line.startswith(("┃", "│")))
+
+
+def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
+    """It says so, prints the same table, and adds no run; a larger one trains what is new; resume=false all."""
+    write_tones(tmp_path / "tones")
+    quick = tuple("trainer.max_epochs=2" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
+    first = run_command(tmp_path, *quick)
+    assert first.returncode == 0, first.stdout + first.stderr
+    again = run_command(tmp_path, *quick)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "4 of them are finished already" in again.stdout and ", 4 of them before" in again.stdout
+    assert table_of(again.stdout) == table_of(first.stdout) != ""
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    assert len(training_runs(tracker)) == 4
+    assert len(tracker._search("tags.`audio_mnist.kind` = 'sweep'")) == 1
+    larger = run_command(tmp_path, *quick[:-1], "seed=0,1", "-m")
+    assert larger.returncode == 0, larger.stdout + larger.stderr
+    assert "4 of them are finished already" in larger.stdout and "8 of 8 runs finished" in larger.stdout
+    assert len(training_runs(tracker)) == 8
+    assert len(tracker.latest_sweep()) == 8  # what ensemble.py run_ids=latest combines
+    anew = run_command(tmp_path, *quick[:-1], "resume=false", "-m")
+    assert anew.returncode == 0 and "finished already" not in anew.stdout
+    assert len(training_runs(tracker)) == 12
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    script, *rest = arguments
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / script), *rest],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def assert_whole(folder: Path, runs: int) -> Tracker:
+    """No run twice, none RUNNING, one sweep, a consistent database, nothing half-trained left."""
+    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
+    assert {run.status for run in tracker._search("")} == {"FINISHED"}
+    assert len(training_runs(tracker)) == len({run.tags["job"] for run in training_runs(tracker)}) == runs
+    assert len(tracker._search("tags.`audio_mnist.kind` = 'sweep'")) == 1
+    assert list((folder / "mlruns" / "resume").rglob("*.ckpt")) == []
+    return tracker
+
+
+@pytest.mark.slow
+def test_sweep_survives_ten_kills(tmp_path: Path) -> None:
+    """SIGKILL to all its processes at ten random moments, the command again each time: as if undisturbed."""
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+        write_tones(folder / "tones")
+    whole = run_command(undisturbed, *SWEEP)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    moments = random.Random(0)
+    for _ in range(10):
+        process = start(killed, *SWEEP)
+        time.sleep(moments.uniform(2, 22))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    last = start(killed, *SWEEP)
+    output, _ = last.communicate(timeout=400)
+    assert last.returncode == 0, output
+    assert table_of(output) == table_of(whole.stdout) != ""
+    theirs, ours = assert_whole(undisturbed, 4), assert_whole(killed, 4)
+    expected = {run.tags["job"]: run for run in training_runs(theirs)}
+    for run in training_runs(ours):
+        assert_same((ours, run), (theirs, expected[run.tags["job"]]))
+
+
+@pytest.mark.slow
+def test_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    """Once is enough: it ends cleanly with its table, runs are KILLED; the command again finishes them."""
+    write_tones(tmp_path / "tones")
+    process = start(tmp_path, *SWEEP)
+    resume = tmp_path / "mlruns" / "resume"
+    deadline = time.monotonic() + 120
+    while not list(resume.rglob("last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and "KILLED" in output
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    assert "RUNNING" not in {run.status for run in tracker._search("")}
+    again = run_command(tmp_path, *SWEEP)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "goes on after epoch" in again.stdout
+    assert_whole(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_same_sweep_twice_at_once_trains_each_run_once(tmp_path: Path) -> None:
+    """The second waits for the first, then prints the same table."""
+    write_tones(tmp_path / "tones")
+    quick = tuple("trainer.max_epochs=5" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
+    both = [start(tmp_path, *quick) for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert table_of(outputs[0]) == table_of(outputs[1]) != ""
+    assert sum("another process runs the same sweep: waiting for it" in output for output in outputs) == 1
+    assert_whole(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_run_whose_sweep_was_killed_is_finished_by_its_worker_or_the_next(tmp_path: Path) -> None:
+    """SIGKILL to the sweep's first process alone: nothing is trained by two processes."""
+    write_tones(tmp_path / "tones")
+    process = start(tmp_path, *SWEEP)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "mlruns" / "resume").rglob("last.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    again = start(tmp_path, *SWEEP)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert_whole(tmp_path, 4)
