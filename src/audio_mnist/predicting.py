@@ -17,6 +17,7 @@ from tqdm import tqdm
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.inference import Predictor, load_predictor
+from audio_mnist.paths import inside
 from audio_mnist.tracking import Tracker
 from audio_mnist.validation import validate_predict
 from audio_mnist.waveforms import AUDIO_SUFFIXES, Limits, decode
@@ -54,7 +55,7 @@ def predict(cfg: DictConfig) -> int:
     """
     cfg = validate_predict(cfg)
     torch.set_num_threads(cfg.threads)
-    paths = find_audio(list(cfg.audio))
+    paths = find_audio(list(cfg.audio), allow_outside=cfg.allow_outside)
     assert cfg.tracking.uri is not None
     predictor = load_predictor(Tracker(cfg.tracking.uri, cfg.tracking.experiment), cfg.model)
     output = Path(cfg.output)
@@ -111,17 +112,19 @@ def _report(predictor: Predictor, asked: int, unreadable: list[str], cut: int, o
         log.warning("%d recordings could not be read:\n%s", len(unreadable), "\n".join(f"  {u}" for u in unreadable))
 
 
-def find_audio(audio: object) -> list[str]:
+def find_audio(audio: object, *, allow_outside: bool = False) -> list[str]:
     """Paths of the recordings that `audio` names, each once.
 
     Args:
-        audio: a recording, a folder, a csv with a column path (relative ones start at the csv), or a list of these.
+        audio: a recording, a folder, a csv with a column path (relative to the csv), or a list of these.
+        allow_outside: whether a csv's paths may lead out of its folder.
 
     Raises:
         DataError: there is none.
     """
     if isinstance(audio, list):
-        return list(dict.fromkeys(itertools.chain.from_iterable(find_audio(one) for one in audio)))
+        each = (find_audio(one, allow_outside=allow_outside) for one in audio)
+        return list(dict.fromkeys(itertools.chain.from_iterable(each)))
     path = Path(str(audio)).expanduser()
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
@@ -130,7 +133,11 @@ def find_audio(audio: object) -> list[str]:
         return [str(p) for p in found]
     if path.suffix.lower() == ".csv":
         table = read_table(path, "audio", ("path",))
-        return list(dict.fromkeys(str(path.parent / name) for name in table["path"]))
+        listed = []
+        for line, name in zip(table.index.to_numpy() + 2, table["path"], strict=True):  # the header is line 1
+            said = f"audio={path}, line {line}"
+            listed.append(inside(path.parent, name, allowed=allow_outside, said=said, key="allow_outside"))
+        return list(dict.fromkeys(listed))
     if not path.is_file():
         raise DataError(f"audio={path}: no such file or folder")
     return [str(path)]

@@ -109,13 +109,13 @@ def finish() -> int:
     from audio_mnist import ablation, pages, report, tracking
 
     tracker = tracking.connect(sweep.uri, sweep.experiment)
-    by_job = _runs_of(sweep, tracker)
+    by_config = _runs_of(sweep, tracker)
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     several_variants = len({job.variant for job in sweep.jobs}) > 1
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished = [], []
     for number, job in enumerate(sweep.jobs):
-        found = by_job.get(job.key)
+        found = by_config.get(job.config_fingerprint)
         if found and found.status == "FINISHED":
             rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
             finished.append(found)
@@ -165,7 +165,7 @@ def finish() -> int:
 
 
 def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRecord"]:
-    """What is known of the run of each job; those whose process was killed are closed."""
+    """Config fingerprint -> what is known of that run; those whose process was killed are closed."""
     from audio_mnist import resuming, tracking
 
     found: dict[str, RunRecord] = {}
@@ -174,10 +174,12 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
             run_id = sweep.taken_over.get(job.key)
             taken = tracker.get(run_id) if run_id else None
             if taken is not None:
-                found[job.key] = taken
+                found[job.config_fingerprint] = taken
         for run in tracker.children(sweep.run_id):
-            key = run.tags["job"]
-            if run.status == "RUNNING" and not (sweep.resume_dir and resuming.is_held(sweep.resume_dir, key)):
+            # not by the job, which would be another one if the code was edited meanwhile
+            key = run.tags["config_fingerprint"]
+            held = sweep.resume_dir and resuming.is_held(sweep.resume_dir, run.tags["job"])
+            if run.status == "RUNNING" and not held:
                 ended = tracker.open(run.id)
                 ended.set_tag("error", "the process was killed")
                 ended.end("KILLED")
@@ -188,7 +190,9 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
     for number, job in enumerate(sweep.jobs):
         path = sweep.folder / str(number) / RESULT_FILE
         if path.exists():
-            found[job.key] = tracking.RunRecord("untracked", "", "FINISHED", None, {}, json.loads(path.read_text()))
+            tags = {"config_fingerprint": job.config_fingerprint}
+            metrics = json.loads(path.read_text())
+            found[job.config_fingerprint] = tracking.RunRecord("untracked", "", "FINISHED", None, tags, metrics)
     return found
 
 

@@ -137,6 +137,7 @@ class ExploreConfig:
 @dataclass
 class PredictConfig:
     audio: Any
+    allow_outside: bool
     model: str
     output: str
     resume: bool

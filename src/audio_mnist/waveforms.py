@@ -49,6 +49,16 @@ class _UnusableError(Exception):
     """Why one clip cannot be used."""
 
 
+class _Bytes(io.BytesIO):
+    """A file in memory for libsndfile, which a damaged header sends to places before its start."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return -1  # an error to libsndfile
+
+
 def build_store(
     manifest: pd.DataFrame, *, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, cache_dir: Path
 ) -> tuple[pd.DataFrame, WaveformStore]:
@@ -224,7 +234,7 @@ def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
     if not encoded:
         raise _UnusableError("the file is empty (0 bytes)")
     try:
-        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+        with soundfile.SoundFile(_Bytes(encoded)) as file:
             native_hz = file.samplerate
             if file.frames > limits.max_s * native_hz:
                 raise _UnusableError(

@@ -43,9 +43,9 @@ def load(data: dict) -> Corpus:
     readers: dict[str, tuple] = {  # how it is read, types of its settings
         "synthetic": (synthetic.read, synthetic.SETTINGS),
         "fsdd": (fsdd.read, fsdd.SETTINGS),
-        "dacon": (dacon.read, {}),
+        "dacon": (dacon.read, {"allow_outside": bool}),
         "folder": (tables.read_folder, {"speaker_pattern": str | None}),
-        "csv": (tables.read_csv, {}),
+        "csv": (tables.read_csv, {"allow_outside": bool}),
     }
     if data["name"] not in readers:
         raise ConfigError(f"data.name={data['name']}: expected one of {', '.join(readers)}")

@@ -8,6 +8,7 @@ labels.
 from audio_mnist.corpora import required_root
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError
+from audio_mnist.paths import inside
 
 
 def read(data: dict) -> list[tuple]:
@@ -18,11 +19,13 @@ def read(data: dict) -> list[tuple]:
     unlabelled = train.index[train["label"] == ""]
     if len(unlabelled):
         raise DataError(f"{root / 'train.csv'}, line {unlabelled[0] + 2}: the label is missing")
-    rows = []
+    rows, allowed = [], data["settings"].get("allow_outside", False)
     for split, names, labels in (
         ("train", train["file_name"], train["label"]),
         ("test", test["file_name"], [""] * len(test)),
     ):
         for name, label in zip(names, labels, strict=True):
-            rows.append((f"{split}/{name}", str(root / split / name), label, "", split))
+            said = f"{root / split}.csv"
+            path = inside(root / split, name, allowed=allowed, said=said, key="data.settings.allow_outside")
+            rows.append((f"{split}/{name}", path, label, "", split))
     return rows

@@ -6,7 +6,6 @@ Files are `{digit}_{speaker}_{take}.wav`. Takes 0 to 4 are the official test spl
 import hashlib
 import re
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,13 @@ from filelock import FileLock
 
 from audio_mnist.corpora import required_root
 from audio_mnist.errors import ConfigError, DataError
+from audio_mnist.paths import unpack
 
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
 # of the recordings rather than of the archive, whose bytes the host may compress anew
 SHA256 = "dbd573d7cafe79c4b49f65718115e1304e24e067fa39eff18a660dc6cb9c360f"
+MAX_BYTES, MAX_FILES = 200 * 2**20, 10_000  # of the archive, unpacked: about ten times what it has
 SETTINGS = {"train_per_class": int | None, "draw_seed": int}
 NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<take>[0-9]+)\.wav")
 
@@ -79,14 +80,9 @@ def download(cache_dir: Path) -> Path:
             recordings = target / "unpacked" / f"free-spoken-digit-dataset-{COMMIT}" / "recordings"
             if not done.exists():
                 try:
-                    pooch.retrieve(
-                        URL,
-                        known_hash=None,  # the recordings are checked below
-                        fname="fsdd.zip",
-                        path=target,
-                        processor=pooch.Unzip(extract_dir="unpacked"),
-                        progressbar=True,
-                    )
+                    # the recordings are checked below
+                    archive = pooch.retrieve(URL, None, fname="fsdd.zip", path=target, progressbar=True)
+                    unpack(Path(archive), target / "unpacked", max_bytes=MAX_BYTES, max_files=MAX_FILES)
                     got = digest(recordings)
                     if got != SHA256:
                         shutil.rmtree(target / "unpacked")
@@ -94,7 +90,7 @@ def download(cache_dir: Path) -> Path:
                     done.touch()
                 finally:
                     (target / "fsdd.zip").unlink(missing_ok=True)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, DataError) as error:
         raise DataError(
             f"FSDD could not be downloaded from {URL} ({error}); download and unpack it by hand, then data.root=FOLDER"
         ) from None

@@ -10,6 +10,7 @@ import pandas as pd
 
 from audio_mnist.corpora import required_root
 from audio_mnist.errors import ConfigError, DataError
+from audio_mnist.paths import inside
 from audio_mnist.waveforms import AUDIO_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def read_folder(data: dict) -> list[tuple]:
 def read_csv(data: dict) -> list[tuple]:
     """The clips of `data.manifest`: path, label and optional speaker and split.
 
-    Paths are absolute or relative to the csv. A test clip may lack its label.
+    Paths are relative to the csv; with `data.settings.allow_outside` they may
+    also be absolute, or lead out of its folder. A test clip may lack its label.
     """
     if not data["manifest"]:
         raise ConfigError("data=csv needs data.manifest, a csv with columns path,label: data.manifest=clips.csv")
@@ -73,19 +75,19 @@ def read_csv(data: dict) -> list[tuple]:
         if name not in table:
             table[name] = "" if name == "speaker" else "train"
     table["split"] = table["split"].replace("", "train")
-    for line, row in zip(
-        table.index.to_numpy() + 2, table.itertuples(index=False), strict=True
-    ):  # the header is line 1
+    allowed = data["settings"].get("allow_outside", False)
+    rows = []
+    for line, row in zip(table.index.to_numpy() + 2, table.itertuples(index=False), strict=True):  # 1 is the header
+        said = f"{path}, line {line}"
         if row.path == "":
-            raise DataError(f"{path}, line {line}: the path is empty")
+            raise DataError(f"{said}: the path is empty")
         if row.split not in ("train", "test"):
-            raise DataError(f"{path}, line {line}: split is {row.split!r}; expected train or test")
+            raise DataError(f"{said}: split is {row.split!r}; expected train or test")
         if row.label == "" and row.split == "train":
-            raise DataError(f"{path}, line {line}: the label of {row.path} is missing")
-    return [
-        (row.path, str(path.parent / Path(str(row.path)).expanduser()), row.label, row.speaker, row.split)
-        for row in table.itertuples(index=False)
-    ]
+            raise DataError(f"{said}: the label of {row.path} is missing")
+        where = inside(path.parent, str(row.path), allowed=allowed, said=said, key="data.settings.allow_outside")
+        rows.append((row.path, where, row.label, row.speaker, row.split))
+    return rows
 
 
 def read_table(path: Path, key: str, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from audio_mnist.errors import ConfigError
 
 NORMALIZATIONS = ("none", "minmax", "standard", "band")
+LONGEST_MS = 1000.0  # of a window or a hop: a clip is about as long
+MOST_ROWS = 1024
 PADDINGS = ("silence", "before_scaling", "after_scaling")
 
 
@@ -62,15 +64,17 @@ class FrontEnd(nn.Module):
     ) -> None:
         super().__init__()
         self.sample_rate_hz = sample_rate_hz
-        self.hop = round(sample_rate_hz * hop_ms / 1000)  # samples
+        least_ms = 1000 / sample_rate_hz
+        longest = f"{least_ms:.3g} (one sample) to {LONGEST_MS:g}"
         for fine, key, got, expected in (
-            (self.hop >= 1, "hop_ms", hop_ms, f"at least {1000 / sample_rate_hz:.3g} (one sample)"),
+            (0.5 * least_ms < hop_ms <= LONGEST_MS, "hop_ms", hop_ms, longest),
             (normalize in NORMALIZATIONS, "normalize", normalize, "one of " + ", ".join(NORMALIZATIONS)),
             (padding in PADDINGS, "padding", padding, "one of " + ", ".join(PADDINGS)),
             (deltas in (0, 1, 2), "deltas", deltas, "0, 1 or 2"),
         ):
             if not fine:
                 raise ConfigError(f"feature.{key}={got}: expected {expected}")
+        self.hop = round(sample_rate_hz * hop_ms / 1000)  # samples
         self.normalize, self.padding, self.deltas = normalize, padding, deltas
 
     @property

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from audio_mnist.errors import ConfigError
+from audio_mnist.features.frontend import MOST_ROWS
 from audio_mnist.features.mel import Bands
 
 
@@ -28,8 +29,8 @@ class Gammatone(Bands):
     name = "gammatone"
 
     def __init__(self, sample_rate_hz: int, *, n_filters: int, **others) -> None:
-        if n_filters < 2:
-            raise ConfigError(f"feature.n_filters={n_filters}: expected 2 or more")
+        if not 2 <= n_filters <= MOST_ROWS:
+            raise ConfigError(f"feature.n_filters={n_filters}: expected 2 to {MOST_ROWS}")
         super().__init__(sample_rate_hz, n_filters, **others)
 
     def filter_bank(self, bands: int) -> Tensor:

@@ -9,7 +9,7 @@ import torchaudio
 from torch import Tensor
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.features.frontend import FrontEnd
+from audio_mnist.features.frontend import LONGEST_MS, MOST_ROWS, FrontEnd
 
 
 class Bands(FrontEnd):
@@ -42,15 +42,17 @@ class Bands(FrontEnd):
         super().__init__(sample_rate_hz, hop_ms=hop_ms, **others)
         nyquist = sample_rate_hz / 2
         self.f_min_hz, self.f_max_hz = float(f_min_hz), nyquist if f_max_hz is None else float(f_max_hz)
-        self.window = round(sample_rate_hz * window_ms / 1000)  # samples
+        least_ms = 2000 / sample_rate_hz
+        longest = f"{least_ms:.3g} (two samples) to {LONGEST_MS:g}"
         for fine, key, got, expected in (
-            (self.window >= 2, "window_ms", window_ms, f"at least {2000 / sample_rate_hz:.3g} (two samples)"),
+            (0.75 * least_ms < window_ms <= LONGEST_MS, "window_ms", window_ms, longest),
             (0 <= f_min_hz < self.f_max_hz, "f_min_hz", f_min_hz, f"0 or more, below f_max_hz ({self.f_max_hz:g})"),
             (self.f_max_hz <= nyquist, "f_max_hz", f_max_hz, f"at most half the sample rate ({nyquist:g})"),
-            (top_db > 0, "top_db", top_db, "above 0"),
+            (0 < top_db <= 1000, "top_db", top_db, "above 0, at most 1000"),
         ):
             if not fine:
                 raise ConfigError(f"feature.{key}={got}: expected {expected}")
+        self.window = round(sample_rate_hz * window_ms / 1000)  # samples
         self.top_db = float(top_db)
         self.n_fft = 2 ** math.ceil(math.log2(self.window))
         self.spectrum = torchaudio.transforms.Spectrogram(
@@ -113,8 +115,8 @@ class LogMel(Bands):
     name = "mel"
 
     def __init__(self, sample_rate_hz: int, *, n_mels: int, window_ms: float, **others) -> None:
-        if n_mels < 1:
-            raise ConfigError(f"feature.n_mels={n_mels}: expected 1 or more")
+        if not 1 <= n_mels <= MOST_ROWS:
+            raise ConfigError(f"feature.n_mels={n_mels}: expected 1 to {MOST_ROWS}")
         super().__init__(sample_rate_hz, n_mels, window_ms=window_ms, **others)
         if (self.filters.amax(dim=0) <= 0).any():
             raise ConfigError(

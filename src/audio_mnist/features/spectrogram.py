@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from audio_mnist.errors import ConfigError
+from audio_mnist.features.frontend import MOST_ROWS
 from audio_mnist.features.mel import Bands
 
 
@@ -24,8 +25,8 @@ class LogSpectrogram(Bands):
     name = "spectrogram"
 
     def __init__(self, sample_rate_hz: int, *, n_bins: int, window_ms: float, **others) -> None:
-        if n_bins < 1:
-            raise ConfigError(f"feature.n_bins={n_bins}: expected 1 or more")
+        if not 1 <= n_bins <= MOST_ROWS:
+            raise ConfigError(f"feature.n_bins={n_bins}: expected 1 to {MOST_ROWS}")
         super().__init__(sample_rate_hz, n_bins, window_ms=window_ms, **others)
         if self.filters.isnan().any():
             raise ConfigError(
