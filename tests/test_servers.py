@@ -98,7 +98,7 @@ def postgres() -> Iterator[str]:
                 break
             except psycopg2.OperationalError:
                 time.sleep(0.25)
-        yield f"postgresql://tests@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://tests@127.0.0.1:{port}/postgres"
     finally:
         if process is not None:
             os.killpg(process.pid, signal.SIGINT)  # a fast shutdown

@@ -15,6 +15,8 @@ from audio_mnist.errors import RunError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
+
 
 def connect(uri: str) -> "MlflowClient":
     """MLflow's client of a tracking store, without its talk."""
@@ -48,9 +50,44 @@ def prepare_sqlite(uri: str) -> str:
             if not path.exists():
                 partial = path.with_name(path.name + ".partial")
                 partial.unlink(missing_ok=True)
-                _create_database(partial, artifacts.as_uri())
+                with mlflow_errors(f"tracking.uri={uri}"):
+                    _create_database(partial, artifacts.as_uri())
                 os.replace(partial, path)
+    with mlflow_errors(f"tracking.uri={uri}"):
+        _follow(path, artifacts)
     return artifacts.as_uri()
+
+
+def _follow(path: Path, artifacts: Path) -> None:
+    """A project folder that was moved or copied keeps its runs: MLflow's addresses of artifacts, absolute, follow it.
+
+    Those of an experiment are changed only where its runs' artifacts lie beside this database.
+    """
+    ours = artifacts.as_uri()
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+                return  # empty: MLflow fills it
+            query = "SELECT experiment_id, artifact_location FROM experiments"
+            query += " WHERE artifact_location LIKE 'file:%/artifacts'"
+            for number, theirs in connection.execute(query).fetchall():
+                query = "SELECT run_uuid FROM runs WHERE experiment_id = ? AND artifact_uri LIKE ? || '/%'"
+                runs = connection.execute(query, (number, theirs)).fetchall() if theirs != ours else []
+                if any((artifacts / run_id).is_dir() for (run_id,) in runs):
+                    log.warning("the project's folder was moved: its runs' artifacts are those in %s", artifacts)
+                    _move(connection, theirs, ours)
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from None
+
+
+def _move(connection: sqlite3.Connection, old: str, new: str) -> None:
+    columns = {"experiments": "artifact_location", "runs": "artifact_uri", "model_versions": "storage_location"}
+    for table, column in columns.items():
+        moved = f"{column} = ? || SUBSTR({column}, ?)"
+        connection.execute(
+            f"UPDATE {table} SET {moved} WHERE {column} = ? OR {column} LIKE ? || '/%'", (new, len(old) + 1, old, old)
+        )
+    connection.commit()
 
 
 def _create_database(path: Path, artifacts: str) -> None:

@@ -1,6 +1,7 @@
 """One run: a fold trained, scored and tracked."""
 
 import contextlib
+import errno
 import io
 import logging
 import math
@@ -29,13 +30,14 @@ from audio_mnist import devices, figures, recipes, resuming, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.datamodule import ClipDataModule
-from audio_mnist.errors import ConfigError
+from audio_mnist.errors import ConfigError, RunError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.prepared import PreparedCorpus, prepare
 from audio_mnist.untracked import Untracked, UntrackedRun
 from audio_mnist.validation import validate_train
 
 log = logging.getLogger(__name__)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a person can mend
 
 
 def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | None = None) -> dict[str, float]:
@@ -98,6 +100,11 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
                 run.log_text(traceback.format_exc(), "traceback.txt")
                 run.set_tag("error", f"{type(error).__name__}: {error}")
             run.end("KILLED" if stopped else "FAILED")
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise RunError(
+                    f"run {run.id} stopped: {error.strerror}{f' ({error.filename})' if error.filename else ''}; "
+                    "mend that and give the command again: it goes on from its last epoch"
+                ) from None
             raise
 
 
