@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def _unwritable(folder: Path) -> str | None:
         return f"{folder.absolute()}: expected a folder for runs and logs, found a file; move it away"
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"{parent.absolute()}: cannot be written; mend its permissions or start the command in another folder"
+    try:
+        with tempfile.TemporaryFile(dir=parent) as file:
+            file.write(bytes(2**16))  # as much as the config and the log of a run
+    except OSError as error:
+        return f"{parent.absolute()}: cannot be written ({error.strerror}); make room there"
     return None
 
 

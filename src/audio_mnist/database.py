@@ -25,8 +25,9 @@ def connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     # after the import, which sets levels of its own
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what `mlflow_errors` says
     return MlflowClient(tracking_uri=uri)
 
 

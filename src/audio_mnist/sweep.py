@@ -159,6 +159,7 @@ def finish() -> int:
             f"[The {len(finished)} finished runs, compared]({pages.comparison(tracker, [r.id for r in finished])})"
         )
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
+    parent.set_tag("taken_over", ",".join(sweep.taken_over.values()))
     parent.end("FAILED" if unfinished else "FINISHED")
     sweep.lock.close()
     return len(unfinished)
@@ -186,6 +187,11 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
                 run = tracker.get(run.id) or run
             if key not in found or found[key].status != "FINISHED":
                 found[key] = run
+        for job in sweep.jobs:  # trained meanwhile by another sweep
+            newest = None if job.config_fingerprint in found or not sweep.resume_dir else tracker.newest(job.key)
+            if newest is not None:
+                found[job.config_fingerprint] = newest
+                sweep.taken_over[job.key] = newest.id
         return found
     for number, job in enumerate(sweep.jobs):
         path = sweep.folder / str(number) / RESULT_FILE

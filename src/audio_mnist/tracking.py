@@ -182,10 +182,10 @@ class Tracker:
                 found.setdefault(run.tags["job"], []).append(run)
         return found
 
-    def unfinished(self, corpus_fingerprint: str, job: str) -> RunRecord | None:
-        """The newest run of a job, where it did not finish."""
-        runs = self.trained(corpus_fingerprint).get(job, [])
-        return runs[-1] if runs and runs[-1].status != "FINISHED" else None
+    def newest(self, job: str) -> RunRecord | None:
+        """The newest run of a job, None where there is none."""
+        runs = self._search(f"tags.`{PREFIX}job` = '{job}' and tags.`{PREFIX}kind` = 'train'")
+        return runs[-1] if runs else None
 
     def sweep_of(self, jobs: str) -> RunRecord | None:
         """The newest sweep of the same jobs, None where there is none."""

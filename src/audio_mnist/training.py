@@ -82,7 +82,12 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     resumable = cfg.resume and cfg.trainer.devices == 1 and cfg.tracking.uri is not None
     kept_in = resuming.resume_dir(settings) if resumable else None
     with resuming.workplace(kept_in, key) as place:
-        unfinished = tracker.unfinished(corpus.fingerprint, key) if resumable else None
+        unfinished = tracker.newest(key) if resumable else None
+        if unfinished is not None and unfinished.status == "FINISHED":
+            if sweep_dir is not None:  # by another process, since this sweep began
+                log.info("%s is finished already: run %s", unfinished.name, unfinished.id)
+                return {name: value for name, value in unfinished.metrics.items() if name.startswith("best/")}
+            unfinished = None
         if unfinished is None:
             place.clear()
         run = _open(tracker, settings, corpus, folds, trainer_options, key, parent_id, unfinished)

@@ -53,5 +53,5 @@ class Untracked:
         """The same."""
         return UntrackedRun()
 
-    def unfinished(self, corpus_fingerprint: str, job: str) -> None:
+    def newest(self, job: str) -> None:
         """None: nothing is kept."""
