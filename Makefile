@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env sweep test test-all lint
+.PHONY: env sweep test test-all lint audit
 
 env: .venv/installed
 
@@ -21,12 +21,16 @@ sweep: env
 
 # AUDIO_MNIST_DATA names the real recordings that some tests need; without it they are skipped, with that reason.
 test: env
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: env
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known holes of what is installed
+audit: env
+	$(BIN)/pip-audit --skip-editable --progress-spinner off

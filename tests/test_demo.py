@@ -21,6 +21,8 @@ from audio_mnist.errors import ConfigError
 from audio_mnist.validation import validate_demo
 from tests.conftest import PROJECT, Browser, Trained, composed, run_command
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def serving(trained: Trained, folder: Path, *overrides: str) -> Iterator[str]:

@@ -71,12 +71,20 @@ def assert_same(left: tuple[Tracker, RunRecord], right: tuple[Tracker, RunRecord
     [
         ["feature=mel"],
         ["feature=mfcc", "optimizer.ema_decay=0.9"],
-        ["selection=inner", "inner_folds=2", "trainer.early_stopping_patience=6"],
+        pytest.param(["selection=inner", "inner_folds=2", "trainer.early_stopping_patience=6"], marks=pytest.mark.slow),
         ["selection=inner", "inner_folds=2", "optimizer.ema_decay=0.9"],
-        ["selection=fold", "optimizer.schedule=none", "augment.placement.redraw=false", "augment.placement.copies=2"],
-        ["trainer.validate_every=3", "optimizer.schedule=cosine"],
+        pytest.param(
+            [
+                "selection=fold",
+                "optimizer.schedule=none",
+                "augment.placement.redraw=false",
+                "augment.placement.copies=2",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["trainer.validate_every=3", "optimizer.schedule=cosine"], marks=pytest.mark.slow),
     ],
-    ids=lambda overrides: " ".join(overrides),
+    ids=" ".join,
 )
 def test_interrupted_run_goes_on_to_the_same_bits(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
@@ -169,7 +177,7 @@ def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config:
 
 SWEEP = (
     *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1", "folds.count=2"),
-    *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=150", "-m"),
+    *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=100", "-m"),
 )
 
 
@@ -178,6 +186,7 @@ def table_of(output: str) -> str:
     return "\n".join(line for line in output.splitlines() if line.startswith(("┃", "│")))
 
 
+@pytest.mark.slow
 def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
     """It says so, prints the same table, and adds no run; a larger one trains what is new; resume=false all."""
     write_tones(tmp_path / "tones")

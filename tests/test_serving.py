@@ -209,6 +209,7 @@ def post(address: str, body: object) -> tuple[int, dict]:
         return error.code, json.load(error)
 
 
+@pytest.mark.slow
 def test_server_answers_as_predict_does(server: str, registered: Trained, tmp_path: Path) -> None:
     """The same files at 8, 11.025 and 16 kHz: labels equal, probabilities to 1e-5."""
     paths = list(registered.test[:3])
@@ -231,6 +232,7 @@ def test_server_answers_as_predict_does(server: str, registered: Trained, tmp_pa
             assert p == pytest.approx(expected.loc[path, column], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -254,12 +256,14 @@ def test_server_refuses_a_bad_request_with_400_and_a_reason(server: str, row: di
     assert post(server, {"dataframe_records": [{"waveform": [0.1] * 800, "sample_rate_hz": 8000}]})[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"{garbage", b"[]", b"", b'{"rows": 1}'])
 def test_server_refuses_what_is_no_request_with_400(server: str, body: bytes) -> None:
     """Not JSON, or not a request's JSON."""
     assert post(server, body)[0] == 400
 
 
+@pytest.mark.slow
 def test_ensemble_command_registers_and_says_how_to_serve(trained: Trained, tmp_path: Path) -> None:
     """The whole command line."""
     done = run_command(
