@@ -312,3 +312,33 @@ def test_run_whose_sweep_was_killed_is_finished_by_its_worker_or_the_next(tmp_pa
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert_whole(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_same_bits_side_by_side_one_after_another_and_alone(tmp_path: Path) -> None:
+    """A sweep as shipped, one run after another, and each run by a command of its own."""
+    quick = tuple("trainer.max_epochs=5" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
+    ways = {
+        "side by side": [quick],
+        "one after another": [(*quick[:-1], "hydra/launcher=basic", "-m")],
+        "alone": [
+            tuple({"feature=mel,mfcc": f"feature={feature}", "fold=0,1": f"fold={fold}"}.get(a, a) for a in quick[:-1])
+            for feature in ("mel", "mfcc")
+            for fold in (0, 1)
+        ],
+    }
+    found = {}
+    for way, commands in ways.items():
+        folder = tmp_path / way
+        folder.mkdir()
+        write_tones(folder / "tones")
+        for command in commands:
+            done = run_command(folder, *command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
+        found[way] = {run.tags["job"]: (tracker, run) for run in training_runs(tracker)}
+        assert len(found[way]) == 4
+    for way in ("one after another", "alone"):
+        assert found[way].keys() == found["side by side"].keys()
+        for job, run in found[way].items():
+            assert_same(run, found["side by side"][job])
