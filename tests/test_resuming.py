@@ -308,10 +308,30 @@ def test_run_whose_sweep_was_killed_is_finished_by_its_worker_or_the_next(tmp_pa
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
+    workers = members_of(process.pid)
+    assert workers
     again = start(tmp_path, *SWEEP)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert_whole(tmp_path, 4)
+    deadline = time.monotonic() + 60
+    while members_of(process.pid):  # they end when their runs do
+        assert time.monotonic() < deadline, members_of(process.pid)
+        time.sleep(0.5)
+
+
+def members_of(group: int) -> list[int]:
+    """Living training processes of a process group."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            command = (status.parent / "cmdline").read_text()
+        except (OSError, IndexError):  # it has ended
+            continue
+        if int(fields[2]) == group and fields[0] != "Z" and "loky" in command and "resource_tracker" not in command:
+            found.append(int(status.parent.name))
+    return found
 
 
 @pytest.mark.slow

@@ -84,6 +84,11 @@ class SweepCallback(Callback):
             sys.exit(1)
 
 
+def is_here() -> bool:
+    """Whether this process is that of a sweep, rather than a worker's."""
+    return _current is not None
+
+
 def parent_of(sweep_dir: Path) -> str | None:
     """Id of the tracked run that the runs of this sweep hang under."""
     path = sweep_dir / _FILE
