@@ -33,7 +33,7 @@ from audio_mnist.waveforms import Limits, decode
 from tests.conftest import PROJECT, composed
 
 LIMITS = Limits(0.01, 60.0)
-quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 # --- nothing is unpickled
@@ -253,7 +253,7 @@ def test_any_value_of_any_key_is_valid_or_one_clear_error(name: str, validate: C
     keys = [*keys_of(OmegaConf.to_container(cfg)), "no_such_key", "tracking.no_such_key"]
 
     @given(key=st.sampled_from(keys), value=VALUES)
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def check(key: str, value: object) -> None:
         changed = cfg.copy()
         OmegaConf.set_struct(changed, False)
@@ -265,7 +265,7 @@ def test_any_value_of_any_key_is_valid_or_one_clear_error(name: str, validate: C
 
 
 @given(settings_=st.dictionaries(st.sampled_from(["window_ms", "hop_ms", "n_mels", "top_db", "f_min_hz", "x"]), VALUES))
-@settings(quick, max_examples=50)
+@settings(quick, max_examples=25)
 def test_any_setting_of_a_feature_is_a_feature_or_one_clear_error(settings_: dict) -> None:
     """Never another exception, and no allocation without bound."""
     base = to_plain(composed())["feature"]

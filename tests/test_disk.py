@@ -17,7 +17,7 @@ from tests.test_resuming import start, training_runs
 
 RUN = (
     *("train.py", "data=folder", "data.root=tones", "folds.count=2"),
-    *("trainer.batch_size=4", "trainer.accelerator=cpu"),
+    *("trainer.batch_size=4", "trainer.accelerator=cpu", "resume_every_s=0.5"),
 )
 
 

@@ -90,10 +90,11 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     """Stopped twice, in one MLflow run: weights, predictions and metrics are those of a run that was not."""
-    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
-    whole = tone_config("trainer.max_epochs=8", *overrides, f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db")
+    whole = tone_config(
+        "resume_every_s=0", "trainer.max_epochs=8", *overrides, f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db"
+    )
     training.train(whole)
-    cfg = tone_config("trainer.max_epochs=8", *overrides)
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=8", *overrides)
     for epoch in (2, 5):
         with monkeypatch.context() as patch:
             stop_after(patch, epoch)
@@ -114,8 +115,7 @@ def test_run_goes_on_from_its_last_state_not_from_the_start(
     tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The epochs before it are not trained again."""
-    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
-    cfg = tone_config("trainer.max_epochs=6")
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(PowerError):
@@ -132,10 +132,11 @@ def test_damaged_state_is_left_and_the_run_starts_again(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     """The same bits as without it, and a warning that names the file."""
-    monkeypatch.setattr(resuming, "SAVE_EVERY_S", 0.0)
-    whole = tone_config("trainer.max_epochs=4", f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db")
+    whole = tone_config(
+        "resume_every_s=0", "trainer.max_epochs=4", f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db"
+    )
     training.train(whole)
-    cfg = tone_config("trainer.max_epochs=4")
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=4")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(PowerError):
@@ -177,7 +178,7 @@ def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config:
 
 SWEEP = (
     *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1", "folds.count=2"),
-    *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=100", "-m"),
+    *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=60", "resume_every_s=0.5", "-m"),
 )
 
 
@@ -250,7 +251,7 @@ def test_sweep_survives_ten_kills(tmp_path: Path) -> None:
     moments = random.Random(0)
     for _ in range(10):
         process = start(killed, *SWEEP)
-        time.sleep(moments.uniform(2, 22))
+        time.sleep(moments.uniform(1, 15))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     last = start(killed, *SWEEP)

@@ -168,7 +168,7 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(server: Server, tmp_p
 def test_server_that_goes_away_for_half_a_minute_costs_nothing(server: Server, tmp_path: Path) -> None:
     """Killed in mid-run, back after 30 s: every epoch's metrics are there, the run is FINISHED."""
     write_tones(tmp_path / "tones")
-    epochs = 120
+    epochs = 80
     where = f"tracking.uri={server.address}"
     process = start(tmp_path, *SWEEP[:3], "folds.count=2", *SWEEP[6:], f"trainer.max_epochs={epochs}", "seed=7", where)
     tracker = Tracker(server.address, "audio-mnist")

@@ -116,7 +116,9 @@ def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
     """What a training's result depends on, beside its corpus: paths, tracking, names and display are left out."""
     data = {k: v for k, v in cfg["data"].items() if k not in ("root", "manifest", "cache_dir", "on_bad_clip")}
     trainer = {k: v for k, v in cfg["trainer"].items() if k != "progress_bar"}
-    others = {k: v for k, v in cfg.items() if k not in ("tracking", "variant", "resume", "resume_dir")}
+    others = {
+        k: v for k, v in cfg.items() if k not in ("tracking", "variant", "resume", "resume_dir", "resume_every_s")
+    }
     return others | {"data": data, "trainer": trainer}
 
 

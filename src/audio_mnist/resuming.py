@@ -30,7 +30,6 @@ from audio_mnist.tracking import UntrackedRun
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"  # in a run's workplace: the whole state after an epoch whose metrics are in the tracking store
 _PENDING = "pending.ckpt"  # the state after the epoch before this one's first step
-SAVE_EVERY_S = 5.0  # least time between two states, which cost a step or so each
 
 
 @functools.cache
@@ -190,16 +189,17 @@ class KeepState(Checkpoint):
     Args:
         folder: of the workplace.
         run: whose metrics are sent first.
+        every_s: least time between two states.
     """
 
-    def __init__(self, folder: Path, run: UntrackedRun) -> None:
-        self._folder, self._run = folder, run
+    def __init__(self, folder: Path, run: UntrackedRun, every_s: float) -> None:
+        self._folder, self._run, self._every_s = folder, run, every_s
         self._saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the callbacks that choose epochs, before the epoch's metrics are logged."""
         over = trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
-        if not over and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+        if not over and time.monotonic() - self._saved_at >= self._every_s:
             trainer.save_checkpoint(self._folder / _PENDING)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

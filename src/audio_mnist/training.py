@@ -286,7 +286,9 @@ def _fit(
     if trainer_options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
     if place.lasting and run is not None:
-        callbacks.append(resuming.KeepState(folder, run))  # the last, so that it has the others' states
+        callbacks.append(
+            resuming.KeepState(folder, run, settings["resume_every_s"])
+        )  # the last, so that it has the others' states
     before = place.last
     if before is not None:
         epoch = torch.load(before, map_location="cpu", weights_only=True)["epoch"]

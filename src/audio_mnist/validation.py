@@ -100,6 +100,7 @@ class TrainConfig:
     variant: str
     resume: bool
     resume_dir: str | None
+    resume_every_s: float
 
 
 @dataclass
@@ -166,6 +167,7 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     require(cfg.inner_folds >= 2, "inner_folds", cfg.inner_folds, "2 or more")
     for key, seed in (("seed", cfg.seed), ("folds.seed", cfg.folds.seed)):
         require(0 <= seed < 2**32, key, seed, "0 to 4294967295")
+    require(cfg.resume_every_s >= 0, "resume_every_s", cfg.resume_every_s, "0 or more")
     data, trainer, optimizer = cfg.data, cfg.trainer, cfg.optimizer
     require(data.on_bad_clip in ("error", "skip"), "data.on_bad_clip", data.on_bad_clip, "error or skip")
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
