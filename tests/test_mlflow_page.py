@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.tracking import Tracker
-from tests.conftest import Browser, run_command, write_tones
+from tests.conftest import Browser, untraced, write_tones
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +43,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """Two commands in a fresh folder, then `mlflow ui` as the sweep's last lines say."""
     folder = tmp_path_factory.mktemp("pages")
     write_tones(folder / "tones", clips=10)
-    swept = run_command(
+    swept = untraced(
         folder,
         *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1,2,3,4", "trainer.max_epochs=3"),
         *("trainer.batch_size=4", "trainer.accelerator=cpu", "-m"),
     )
     assert swept.returncode == 0, swept.stdout + swept.stderr
-    joined = run_command(folder, "ensemble.py", "run_ids=latest")
+    joined = untraced(folder, "ensemble.py", "run_ids=latest")
     assert joined.returncode == 0, joined.stdout + joined.stderr
     tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
     ensemble = tracker.latest("ensemble")

@@ -19,7 +19,7 @@ from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
 from audio_mnist.members import logged_predictions
 from audio_mnist.tracking import BEST_CHECKPOINT, RunRecord, Tracker
-from tests.conftest import PROJECT, run_command, write_tones
+from tests.conftest import PROJECT, untraced, write_tones
 
 
 class PowerError(Exception):
@@ -192,21 +192,21 @@ def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
     """It says so, prints the same table, and adds no run; a larger one trains what is new; resume=false all."""
     write_tones(tmp_path / "tones")
     quick = tuple("trainer.max_epochs=2" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
-    first = run_command(tmp_path, *quick)
+    first = untraced(tmp_path, *quick)
     assert first.returncode == 0, first.stdout + first.stderr
-    again = run_command(tmp_path, *quick)
+    again = untraced(tmp_path, *quick)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "4 of them are finished already" in again.stdout and ", 4 of them before" in again.stdout
     assert table_of(again.stdout) == table_of(first.stdout) != ""
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     assert len(training_runs(tracker)) == 4
     assert len(tracker._search("tags.`audio_mnist.kind` = 'sweep'")) == 1
-    larger = run_command(tmp_path, *quick[:-1], "seed=0,1", "-m")
+    larger = untraced(tmp_path, *quick[:-1], "seed=0,1", "-m")
     assert larger.returncode == 0, larger.stdout + larger.stderr
     assert "4 of them are finished already" in larger.stdout and "8 of 8 runs finished" in larger.stdout
     assert len(training_runs(tracker)) == 8
     assert len(tracker.latest_sweep()) == 8  # what ensemble.py run_ids=latest combines
-    anew = run_command(tmp_path, *quick[:-1], "resume=false", "-m")
+    anew = untraced(tmp_path, *quick[:-1], "resume=false", "-m")
     assert anew.returncode == 0 and "finished already" not in anew.stdout
     assert len(training_runs(tracker)) == 12
 
@@ -246,7 +246,7 @@ def test_sweep_survives_ten_kills(tmp_path: Path) -> None:
     for folder in (undisturbed, killed):
         folder.mkdir()
         write_tones(folder / "tones")
-    whole = run_command(undisturbed, *SWEEP)
+    whole = untraced(undisturbed, *SWEEP)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     moments = random.Random(0)
     for _ in range(10):
@@ -280,7 +280,7 @@ def test_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in output and "KILLED" in output
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     assert "RUNNING" not in {run.status for run in tracker._search("")}
-    again = run_command(tmp_path, *SWEEP)
+    again = untraced(tmp_path, *SWEEP)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on after epoch" in again.stdout
     assert_whole(tmp_path, 4)
@@ -353,7 +353,7 @@ def test_same_bits_side_by_side_one_after_another_and_alone(tmp_path: Path) -> N
         folder.mkdir()
         write_tones(folder / "tones")
         for command in commands:
-            done = run_command(folder, *command)
+            done = untraced(folder, *command)
             assert done.returncode == 0, done.stdout + done.stderr
         tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
         found[way] = {run.tags["job"]: (tracker, run) for run in training_runs(tracker)}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.tracking import Tracker
-from tests.conftest import run_command, write_tones
+from tests.conftest import untraced, write_tones
 from tests.test_resuming import start, table_of, training_runs
 
 pytestmark = pytest.mark.slow
@@ -154,14 +154,14 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(server: Server, tmp_p
     write_tones(tmp_path / "tones")
     for uri in ("sqlite:///mlruns/mlflow.db", server.address):
         sweep = (*SWEEP, "trainer.max_epochs=5", f"tracking.uri={uri}", "-m")
-        done = run_command(tmp_path, *sweep)
+        done = untraced(tmp_path, *sweep)
         assert done.returncode == 0, done.stdout + done.stderr
         tables.append(table_of(done.stdout))
-        joined = run_command(tmp_path, "ensemble.py", "run_ids=latest", f"tracking.uri={uri}")
+        joined = untraced(tmp_path, "ensemble.py", "run_ids=latest", f"tracking.uri={uri}")
         assert joined.returncode == 0, joined.stdout + joined.stderr
         scores.append(table_of(joined.stdout))
     assert tables[0] == tables[1] != "" and scores[0] == scores[1] != ""
-    again = run_command(tmp_path, *sweep)
+    again = untraced(tmp_path, *sweep)
     assert "4 of them are finished already" in again.stdout
 
 
