@@ -69,7 +69,7 @@ def test_checkpoint_with_code_is_refused_and_not_run(
         load_classifier(tracker, member)
     torch.save(genuine | {"extra": Payload(mark)}, tmp_path / resuming.LAST)
     monkeypatch.setattr(resuming.log, "warning", lambda *_: None)
-    assert resuming.Workplace(tmp_path, lasting=True).last is None
+    assert resuming.Workplace(tmp_path, lasting=True).last() == (None, 0)
     assert not mark.exists()
 
 

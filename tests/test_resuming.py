@@ -18,7 +18,7 @@ from audio_mnist import resuming, training
 from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
 from audio_mnist.members import logged_predictions
-from audio_mnist.tracking import BEST_CHECKPOINT, RunRecord, Tracker
+from audio_mnist.tracking import BEST_CHECKPOINT, Run, RunRecord, Tracker
 from tests.conftest import PROJECT, untraced, write_tones
 
 
@@ -125,6 +125,30 @@ def test_run_goes_on_from_its_last_state_not_from_the_start(
     monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
     training.train(cfg)
     assert seen == [4, 5]
+
+
+def test_state_whose_metrics_were_never_sent_is_not_gone_on_from(
+    tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed between an epoch's state and its metrics, and the next one soon after: no value is lost."""
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming.KeepState, "on_train_epoch_start", lambda *_: None)
+        patch.setattr(Run, "flush", lambda run: run._waiting.clear())  # nothing is ever sent
+        stop_after(patch, 4)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    assert list((tmp_path / "mlruns" / "resume").rglob("pending.ckpt"))
+    tracker = tracker_of(cfg)
+    (run,) = training_runs(tracker)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "flush", lambda run: run._waiting.clear())
+        stop_after(patch, 0)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    training.train(cfg)
+    steps = sorted(m.step for m in tracker.client.get_metric_history(run.id, "train/loss"))
+    assert steps == list(range(6))
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])

@@ -62,19 +62,17 @@ class Workplace:
     folder: Path
     lasting: bool
 
-    @property
-    def last(self) -> Path | None:
-        """State to go on from, None where there is none that can be read."""
+    def last(self) -> tuple[Path | None, int]:
+        """State to go on from and the epochs that it has, None and 0 where there is none that can be read."""
         path = self.folder / LAST
         if not path.exists():
-            return None
+            return None, 0
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
+            return path, torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
             log.warning("%s is damaged: this run starts at its first epoch again", path)
             path.unlink()
-            return None
-        return path
+            return None, 0
 
     def clear(self) -> None:
         """Removes them: the run is finished, or there is none that could go on."""
@@ -195,6 +193,8 @@ class KeepState(Checkpoint):
     def __init__(self, folder: Path, run: UntrackedRun, every_s: float) -> None:
         self._folder, self._run, self._every_s = folder, run, every_s
         self._saved_at = time.monotonic()
+        # of a process that was killed before the metrics were sent
+        (folder / _PENDING).unlink(missing_ok=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the callbacks that choose epochs, before the epoch's metrics are logged."""

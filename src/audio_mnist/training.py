@@ -286,13 +286,11 @@ def _fit(
     if trainer_options["enable_progress_bar"]:
         callbacks.append(RichProgressBar(leave=False))
     if place.lasting and run is not None:
-        callbacks.append(
-            resuming.KeepState(folder, run, settings["resume_every_s"])
-        )  # the last, so that it has the others' states
-    before = place.last
+        # the last, so that it has the others' states
+        callbacks.append(resuming.KeepState(folder, run, settings["resume_every_s"]))
+    before, epochs = place.last()
     if before is not None:
-        epoch = torch.load(before, map_location="cpu", weights_only=True)["epoch"]
-        log.info("%s fold %d goes on after epoch %d", settings["feature"]["name"], settings["fold"], epoch + 1)
+        log.info("%s fold %d goes on after epoch %d", settings["feature"]["name"], settings["fold"], epochs)
     logger = False if run is None else EpochLogger(run)
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=has_checkpoints)
