@@ -3,8 +3,12 @@
 import csv
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +114,53 @@ def run_command(
 def untraced(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`run_command` at its full speed, where other tests cover the same lines."""
     return run_command(folder, *arguments, traced=False)
+
+
+def free_port() -> int:
+    """A port of this computer that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class MlflowServer:
+    """`mlflow server` or `mlflow ui`, which can be stopped and started again at its address.
+
+    Args:
+        folder: that it is started in.
+        arguments: of the command.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        port = str(free_port())
+        self.address, self._folder = f"http://127.0.0.1:{port}", folder
+        self._command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", port]
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self._process = subprocess.Popen(
+            [*self._command, "--workers", "1"],
+            cwd=self._folder,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=1)
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError("the MLflow server does not answer")
+
+    def stop(self) -> None:
+        """At once, as if the machine had gone."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(30)
+            self._process = None
 
 
 class Trained:

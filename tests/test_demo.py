@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_mnist import inference, page
+from audio_mnist import demo_page, inference
 from audio_mnist.errors import ConfigError
 from audio_mnist.validation import validate_demo
 from tests.conftest import PROJECT, Browser, Trained, composed, run_command
@@ -146,11 +146,11 @@ def test_heard_notes_what_was_not_heard(trained: Trained) -> None:
     """A clip longer than the window: the note names both lengths."""
     predictor = inference.load_predictor(trained.tracker, "latest")
     samples = np.sin(np.arange(32000) / 3).astype(np.float32)
-    answer, table, _, note = page.heard(predictor, samples, 16000)
+    answer, table, _, note = demo_page.heard(predictor, samples, 16000)
     assert sum(answer.values()) == pytest.approx(1)
     assert table["member"].tolist() == ["mel resnet 1", "mel resnet 2", "mfcc resnet 1", "mfcc resnet 2"]
     assert "of this clip of 2.00 s the middle" in note
-    assert page.heard(predictor, samples[:100], 16000)[3] == ""
+    assert demo_page.heard(predictor, samples[:100], 16000)[3] == ""
 
 
 @pytest.mark.parametrize(

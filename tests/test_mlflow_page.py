@@ -3,14 +3,7 @@
 The pictures stay in pytest's temporary folder (`pytest --basetemp=FOLDER` names it).
 """
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.tracking import Tracker
-from tests.conftest import Browser, untraced, write_tones
+from tests.conftest import Browser, MlflowServer, untraced, write_tones
 
 pytestmark = pytest.mark.slow
 
@@ -55,29 +48,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     ensemble = tracker.latest("ensemble")
     assert ensemble is not None and ensemble.parent_id is not None
     ids = [run.id for run in tracker.children(ensemble.parent_id)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", "sqlite:///mlruns/mlflow.db"]
-    process = subprocess.Popen(
-        [*command, "--workers", "1", "--port", port],
-        cwd=folder,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    server = MlflowServer(folder, "ui", "--backend-store-uri", "sqlite:///mlruns/mlflow.db")
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield Shown(folder, swept.stdout, ids, ensemble.id, ensemble.parent_id, f"http://127.0.0.1:{port}")
+        server.start()
+        yield Shown(folder, swept.stdout, ids, ensemble.id, ensemble.parent_id, server.address)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        server.stop()
 
 
 def test_runs_table_shows_ten_runs_under_their_sweep(shown: Shown, browser: Browser, tmp_path: Path) -> None:

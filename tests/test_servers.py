@@ -4,20 +4,17 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from audio_mnist.tracking import Tracker
-from tests.conftest import untraced, write_tones
+from tests.conftest import MlflowServer, free_port, untraced, write_tones
 from tests.test_resuming import start, table_of, training_runs
 
 pytestmark = pytest.mark.slow
@@ -47,12 +44,6 @@ def test_four_sweeps_at_once_on_a_fresh_folder_lose_nothing(tmp_path: Path) -> N
             assert sorted(steps) == [0, 1]
             with tracker.artifact(run.id, "checkpoints/best.ckpt") as path:
                 assert path.stat().st_size > 100_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def postgres_tool(name: str) -> str | None:
@@ -106,49 +97,18 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Server:
-    """An MLflow server that can be stopped and started again at its address."""
-
-    def __init__(self, folder: Path, database: str) -> None:
-        self.port, self._folder, self._database = free_port(), folder, database
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", self._database]
-        self._process = subprocess.Popen(
-            [*command, "--artifacts-destination", str(self._folder / "artifacts")],
-            cwd=self._folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=1)
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError("the MLflow server does not answer")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
-            self._process = None
-
-
 @pytest.fixture(scope="module")
-def server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"), postgres)
+def server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(
+        folder, "server", "--backend-store-uri", postgres, "--artifacts-destination", f"{folder}/artifacts"
+    )
     server.start()
     yield server
     server.stop()
 
 
-def test_sweep_on_a_postgresql_server_gives_the_same_table(server: Server, tmp_path: Path) -> None:
+def test_sweep_on_a_postgresql_server_gives_the_same_table(server: MlflowServer, tmp_path: Path) -> None:
     """And its ensemble the same scores; the command again trains nothing."""
     tables, scores = [], []
     write_tones(tmp_path / "tones")
@@ -165,7 +125,7 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(server: Server, tmp_p
     assert "4 of them are finished already" in again.stdout
 
 
-def test_server_that_goes_away_for_half_a_minute_costs_nothing(server: Server, tmp_path: Path) -> None:
+def test_server_that_goes_away_for_half_a_minute_costs_nothing(server: MlflowServer, tmp_path: Path) -> None:
     """Killed in mid-run, back after 30 s: every epoch's metrics are there, the run is FINISHED."""
     write_tones(tmp_path / "tones")
     epochs = 80

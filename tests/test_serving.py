@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import torch
 
-from audio_mnist import exporting, inference, predicting, registry
+from audio_mnist import devices, exporting, inference, predicting, registry
 from audio_mnist.ensembling import Mixture
 from audio_mnist.errors import ConfigError, RunError
 from audio_mnist.inference import Predictor, load_predictor
@@ -158,7 +158,7 @@ def test_register_refuses_aliases_that_mlflow_would(alias: str) -> None:
 def test_register_names_the_packages_that_it_lacks() -> None:
     """And how to get them."""
     with pytest.raises(ConfigError, match=r"not installed: no_such_package; pip install -e '\.\[serve\]'"):
-        exporting.require("json", "no_such_package")
+        devices.require_packages("serve", "json", "no_such_package")
 
 
 @pytest.fixture(scope="module")

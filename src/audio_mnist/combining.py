@@ -17,7 +17,7 @@ from audio_mnist import (
     ensembling,
     figures,
     inference,
-    pages,
+    mlflow_pages,
     registry,
     report,
     scores,
@@ -199,7 +199,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     run.end("FINISHED")
     if parent_id:
         scored = f"{total.accuracy:.4f} out of fold ({total.low:.4f} to {total.high:.4f}, n = {total.n})"
-        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({pages.of_run(tracker, run.id)}): {scored}")
+        page = mlflow_pages.of_run(tracker, run.id)
+        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({page}): {scored}")
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run.id}", flush=True)
     if cfg.register:
         predictor = inference.Predictor(cfg.register, run.id, said.classifiers, joint.mixture)

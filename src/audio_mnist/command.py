@@ -151,7 +151,7 @@ def demo(cfg: DictConfig) -> None:
     """`demo.py`."""
     try:
         validate_demo(cfg)
-        from audio_mnist.page import serve
+        from audio_mnist.demo_page import serve
 
         serve(cfg)
     except AudioMnistError as error:

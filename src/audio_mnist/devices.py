@@ -1,10 +1,11 @@
-"""What the machine has: which arithmetic is fast on it, which GPU is free."""
+"""What the machine has: which arithmetic is fast on it, which GPU is free, which optional packages are installed."""
 
 import contextlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,18 @@ def gpu_of_its_own(trainer_options: dict[str, Any], sweep_dir: Path | None) -> I
             finally:
                 lock.release()
         time.sleep(0.5)
+
+
+def require_packages(extra: str, *packages: str) -> None:
+    """Checks that optional packages are installed, without importing them.
+
+    Args:
+        extra: of this package, that brings them.
+        packages: their names.
+
+    Raises:
+        ConfigError: names those that are not, and how to get them.
+    """
+    lacking = [package for package in packages if find_spec(package) is None]
+    if lacking:
+        raise ConfigError(f"not installed: {', '.join(lacking)}; pip install -e '.[{extra}]'")

@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from audio_mnist import devices
 from audio_mnist.augment.waveform import middle
 from audio_mnist.classifier import Classifier
 from audio_mnist.ensembling import Mixture
-from audio_mnist.errors import ConfigError
 from audio_mnist.inference import Predictor
 
 METADATA = "audio_mnist"  # key of the graph's metadata: JSON with class_names and windows
@@ -56,7 +56,7 @@ class Graph(nn.Module):
         self.members = nn.ModuleList(c.net for c in predictor.classifiers)
         self.windows: list[Window] = []
         self.front_ends, self.resamplers = nn.ModuleList(), nn.ModuleList()
-        self.steps: list[tuple[list[int], int, int, int]] = []  # windows, front end, length, first resampler
+        self.steps: list[tuple[list[int], int]] = []  # of each front end: the windows that it hears, and their length
         self.step_of: list[int] = []  # of each member
         known: dict[str, int] = {}
         for classifier in predictor.classifiers:
@@ -74,16 +74,16 @@ class Graph(nn.Module):
             if window not in self.windows:
                 self.windows.append(window)
             inputs.append(self.windows.index(window))
-        self.steps.append((inputs, len(self.front_ends), length, len(self.resamplers)))
+        self.steps.append((inputs, length))
         self.front_ends.append(classifier.front_end())
         self.resamplers.append(nn.ModuleList(classifier.resamplers()))
 
     def forward(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
         heard = []  # of each step: features of all views, one after another in the batch
-        for inputs, front_end, length, resampler in self.steps:
-            changes = cast(nn.ModuleList, self.resamplers[resampler])
+        for (inputs, length), front_end, resamplers in zip(self.steps, self.front_ends, self.resamplers, strict=True):
+            changes = cast(nn.ModuleList, resamplers)
             views = [middle(change(windows[number].unsqueeze(1)), length) for number in inputs for change in changes]
-            heard.append((len(views), self.front_ends[front_end](torch.cat(views))))
+            heard.append((len(views), front_end(torch.cat(views))))
         said = []
         for member, step in zip(self.members, self.step_of, strict=True):
             times, x = heard[step]
@@ -126,7 +126,7 @@ def export(predictor: Predictor, path: Path) -> None:
     Raises:
         ConfigError: the packages that write ONNX are not installed.
     """
-    require("onnx", "onnxscript")
+    devices.require_packages("serve", "onnx", "onnxscript")
     import onnx
 
     graph = Graph(predictor).eval()
@@ -149,23 +149,6 @@ def export(predictor: Predictor, path: Path) -> None:
     onnx.helper.set_model_props(model, {METADATA: json.dumps(described)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
-
-
-def require(*packages: str, extra: str = "serve") -> None:
-    """Checks that optional packages are installed, without importing them.
-
-    Args:
-        packages: their names.
-        extra: of this package, that brings them.
-
-    Raises:
-        ConfigError: names those that are not, and how to get them.
-    """
-    from importlib.util import find_spec
-
-    lacking = [package for package in packages if find_spec(package) is None]
-    if lacking:
-        raise ConfigError(f"not installed: {', '.join(lacking)}; pip install -e '.[{extra}]'")
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from audio_mnist import devices
 from audio_mnist.database import mlflow_errors
 from audio_mnist.errors import ConfigError
-from audio_mnist.exporting import export, require
+from audio_mnist.exporting import export
 from audio_mnist.inference import Predictor
 from audio_mnist.tracking import MODEL_NAME, Tracker
 
@@ -27,7 +28,7 @@ def check(name: str) -> None:
     """
     if not MODEL_NAME.fullmatch(name):
         raise ConfigError(f"register={name}: expected a letter, then letters, digits, dots, dashes or underscores")
-    require("onnx", "onnxscript", "onnxruntime")
+    devices.require_packages("serve", "onnx", "onnxscript", "onnxruntime")
 
 
 def register(tracker: Tracker, predictor: Predictor, name: str, alias: str) -> int:

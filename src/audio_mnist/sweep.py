@@ -111,7 +111,7 @@ def finish() -> int:
     sweep, _current = _current, None
     if sweep is None:
         return 0
-    from audio_mnist import ablation, pages, report, tracking
+    from audio_mnist import ablation, mlflow_pages, report, tracking
 
     tracker = tracking.connect(sweep.uri, sweep.experiment)
     by_config = _runs_of(sweep, tracker)
@@ -152,7 +152,7 @@ def finish() -> int:
     text.append(total + (":" if unfinished else ""))
     text += unfinished
     if isinstance(tracker, tracking.Tracker):
-        text += _next(sweep, finished, pages.save_view(tracker))
+        text += _next(sweep, finished, mlflow_pages.save_view(tracker))
     else:
         text.append("note: not tracked (tracking.uri=null)")
     print("\n" + "\n".join(text), flush=True)
@@ -160,9 +160,8 @@ def finish() -> int:
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
     if finished and isinstance(tracker, tracking.Tracker):
-        parent.head_note(
-            f"[The {len(finished)} finished runs, compared]({pages.comparison(tracker, [r.id for r in finished])})"
-        )
+        page = mlflow_pages.comparison(tracker, [run.id for run in finished])
+        parent.head_note(f"[The {len(finished)} finished runs, compared]({page})")
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.set_tag("taken_over", ",".join(sweep.taken_over.values()))
     parent.end("FAILED" if unfinished else "FINISHED")

@@ -11,9 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from audio_mnist import pictures
+from audio_mnist import devices, pictures
 from audio_mnist.errors import ConfigError
-from audio_mnist.exporting import require
 from audio_mnist.features import FrontEnd
 from audio_mnist.inference import Predictor, load_predictor
 from audio_mnist.tracking import Tracker
@@ -33,7 +32,7 @@ def serve(cfg: DictConfig) -> None:
         AudioMnistError: no such model, the port is taken, or gradio is not installed.
     """
     cfg = validate_demo(cfg)
-    require("gradio", extra="demo")
+    devices.require_packages("demo", "gradio")
     torch.set_num_threads(cfg.threads)
     predictor = load_predictor(Tracker(cfg.tracking.uri, cfg.tracking.experiment), cfg.model)
     with tempfile.TemporaryDirectory(prefix="audio-mnist-demo-") as uploads:
