@@ -27,15 +27,20 @@ class PowerError(Exception):
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """The next run breaks when `epoch` is over and its metrics are not logged yet."""
-    plain = Classifier.on_train_epoch_end
+    """The next run breaks when `epoch` is over and its metrics are not logged yet; those not yet sent are lost."""
+    plain, plain_end = Classifier.on_train_epoch_end, Run.end
 
     def breaking(self: Classifier) -> None:
         plain(self)
         if self.current_epoch == epoch:
             raise PowerError
 
+    def end(self: Run, status: str) -> None:
+        self._waiting.clear()
+        plain_end(self, status)
+
     monkeypatch.setattr(Classifier, "on_train_epoch_end", breaking)
+    monkeypatch.setattr(Run, "end", end)
 
 
 def tracker_of(cfg: DictConfig) -> Tracker:
