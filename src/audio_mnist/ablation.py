@@ -1,6 +1,6 @@
 """Variants of a recipe, each scored on the same clips -> one table of paired differences from the default."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,15 +91,19 @@ def table(variants: dict[str, Variant], speaker_of: dict[str, str] | None) -> Ta
     return drawn
 
 
-def render(tracker: Tracker, runs: Sequence[RunRecord], speaker_of: dict[str, str] | None) -> str:
-    """The whole table of a sweep over variants, with what stands under it; "" where there is nothing to compare."""
-    by_variant: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        by_variant.setdefault(run.tags["variant"], []).append(run)
+def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], speaker_of: dict[str, str] | None) -> str:
+    """The whole table of a sweep over variants, with what stands under it; "" where there is nothing to compare.
+
+    Args:
+        tracker: of the runs.
+        by_variant: name -> its finished runs; two variants share a run where they are the same for its feature.
+        speaker_of: clip id -> speaker where folds are by speaker.
+    """
+    left_out = [name for name, runs in by_variant.items() if not runs]
+    by_variant = {name: runs for name, runs in by_variant.items() if runs}
     if len(by_variant) < 2 or DEFAULT not in by_variant:
         return ""
     variants: dict[str, Variant] = {}
-    left_out = []
     for name, own in sorted(by_variant.items(), key=lambda item: item[0] != DEFAULT):
         told_apart = {run.id: {"feature": {"name": run.tags["feature"]}, "seed": run.tags["seed"]} for run in own}
         found = read(tracker, own, report.member_labels(told_apart))

@@ -116,7 +116,7 @@ def finish() -> int:
     tracker = tracking.connect(sweep.uri, sweep.experiment)
     by_config = _runs_of(sweep, tracker)
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
-    several_variants = len({job.variant for job in sweep.jobs}) > 1
+    by_variant: dict[str, list[RunRecord]] = {job.variant: [] for job in sweep.jobs}
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished = [], []
     for number, job in enumerate(sweep.jobs):
@@ -124,6 +124,7 @@ def finish() -> int:
         if found and found.status == "FINISHED":
             rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
             finished.append(found)
+            by_variant[job.variant].append(found)
         else:
             rows[labels[job.recipe_fingerprint]][job.fold] = found.status if found else "not run"
             if found:
@@ -132,7 +133,8 @@ def finish() -> int:
                 why = sweep.folder / str(number) / ERROR_FILE
                 reason = f"not run: {why.read_text()}" if why.exists() else "not run"
             unfinished.append(f"  {job.overrides}: {reason}")
-    if len(rows) > 1 and not several_variants and isinstance(tracker, tracking.Tracker):
+    distinct = list({run.id: run for run in finished}.values())
+    if len(rows) > 1 and len(by_variant) == 1 and isinstance(tracker, tracking.Tracker):
         from audio_mnist.members import fold_ensemble
 
         rows[report.ENSEMBLE] = dict(fold_ensemble(tracker, finished, len(labels)))
@@ -143,8 +145,8 @@ def finish() -> int:
     if any(job.recipe["selection"] == "fold" for job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
     compared = ""
-    if several_variants and isinstance(tracker, tracking.Tracker):
-        compared = ablation.render(tracker, finished, sweep.speaker_of)
+    if len(by_variant) > 1 and isinstance(tracker, tracking.Tracker):
+        compared = ablation.render(tracker, by_variant, sweep.speaker_of)
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
@@ -152,7 +154,7 @@ def finish() -> int:
     text.append(total + (":" if unfinished else ""))
     text += unfinished
     if isinstance(tracker, tracking.Tracker):
-        text += _next(sweep, finished, mlflow_pages.save_view(tracker))
+        text += _next(sweep, distinct, mlflow_pages.save_view(tracker))
     else:
         text.append("note: not tracked (tracking.uri=null)")
     print("\n" + "\n".join(text), flush=True)
@@ -160,8 +162,8 @@ def finish() -> int:
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
     if finished and isinstance(tracker, tracking.Tracker):
-        page = mlflow_pages.comparison(tracker, [run.id for run in finished])
-        parent.head_note(f"[The {len(finished)} finished runs, compared]({page})")
+        page = mlflow_pages.comparison(tracker, [run.id for run in distinct])
+        parent.head_note(f"[The {len(distinct)} finished runs, compared]({page})")
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
     parent.set_tag("taken_over", ",".join(sweep.taken_over.values()))
     parent.end("FAILED" if unfinished else "FINISHED")
@@ -256,8 +258,9 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         counts.add(folds.count)
         keys.append(resuming.job_key(plain, corpus.fingerprint, folds.fingerprint))
     jobs = [_job(" ".join(o), to_plain(cfg), key) for cfg, o, key in zip(configs, overrides, keys, strict=True)]
-    twice = {job.config_fingerprint for job in jobs}
-    if len(twice) < len(jobs):
+    # two variants may be one run: what one of them sets is what a feature has by default
+    once = {(job.config_fingerprint, job.variant) for job in jobs}
+    if len(once) < len(jobs):
         raise AudioMnistError(
             "the sweep names the same run twice; give each value once (where the clips lie does not make another run: "
             "sweep one data.root or data.manifest at a time)"
