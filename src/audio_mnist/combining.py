@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from audio_mnist import (
     baselines,
     calibration,
+    devices,
     diagnosis,
     ensembling,
     figures,
@@ -65,7 +65,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         AudioMnistError: runs that cannot be combined, or a corpus that changed.
     """
     cfg = validate_ensemble(cfg)
-    torch.set_num_threads(cfg.threads)
+    devices.set_up_cpu(cfg.threads)
     if cfg.register:
         registry.check(cfg.register)
     tracker = Tracker(cfg.tracking.uri, cfg.tracking.experiment)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -33,7 +32,7 @@ def serve(cfg: DictConfig) -> None:
     """
     cfg = validate_demo(cfg)
     devices.require_packages("demo", "gradio")
-    torch.set_num_threads(cfg.threads)
+    devices.set_up_cpu(cfg.threads)
     predictor = load_predictor(Tracker(cfg.tracking.uri, cfg.tracking.experiment), cfg.model)
     with tempfile.TemporaryDirectory(prefix="audio-mnist-demo-") as uploads:
         # read when gradio is imported: uploads go with the page, and nothing is reported to anyone

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from audio_mnist import devices
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.inference import Predictor, load_predictor
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> int:
         AudioMnistError: no such model, no recordings, or an output that is not this model's.
     """
     cfg = validate_predict(cfg)
-    torch.set_num_threads(cfg.threads)
+    devices.set_up_cpu(cfg.threads)
     paths = find_audio(list(cfg.audio), allow_outside=cfg.allow_outside)
     assert cfg.tracking.uri is not None
     predictor = load_predictor(Tracker(cfg.tracking.uri, cfg.tracking.experiment), cfg.model)

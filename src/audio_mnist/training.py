@@ -69,7 +69,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     if sweep_dir is None:
         for note in folds.notes:
             log.info("note: %s", note)
-    torch.set_num_threads(cfg.trainer.threads)
+    devices.set_up_cpu(cfg.trainer.threads)
     seed_everything(cfg.seed, verbose=False)
     classifier, data, trainer_options = _build(settings, corpus, split)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices

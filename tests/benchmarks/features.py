@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from audio_mnist import features
+from audio_mnist import devices, features
 from audio_mnist.config import to_plain
 from audio_mnist.prepared import prepare
 from tests.benchmarks.timing import composed, machine, ratio, real
@@ -16,7 +16,7 @@ from tests.benchmarks.timing import composed, machine, ratio, real
 
 def main() -> None:
     logging.disable(logging.INFO)
-    torch.set_num_threads(1)
+    devices.set_up_cpu(1)
     print(machine())
     for name in ("mel", "mel_original"):
         plain = to_plain(composed(*real(f"feature={name}", "data.sample_rate_hz=20000")))

@@ -89,7 +89,7 @@ def main(overrides: list[str]) -> None:
     cfg = composed(*given)
     plain = to_plain(cfg)
     precision = devices.precision(plain["trainer"]["precision"], "cpu")
-    torch.set_num_threads(plain["trainer"]["threads"])
+    devices.set_up_cpu(plain["trainer"]["threads"])
     print(f"{machine()}; {' '.join(overrides)} precision {precision}, {plain['trainer']['threads']} thread(s)")
     ratio(
         f"run / bare loop, {steps} steps",
