@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from audio_mnist import resuming, training
+from audio_mnist import hooks, resuming, training
 from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
 from audio_mnist.members import logged_predictions
@@ -138,7 +138,7 @@ def test_state_whose_metrics_were_never_sent_is_not_gone_on_from(
     """A process killed between an epoch's state and its metrics, and the next one soon after: no value is lost."""
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
     with monkeypatch.context() as patch:
-        patch.setattr(resuming.KeepState, "on_train_epoch_start", lambda *_: None)
+        patch.setattr(hooks.KeepState, "on_train_epoch_start", lambda *_: None)
         patch.setattr(Run, "flush", lambda run: run._waiting.clear())  # nothing is ever sent
         stop_after(patch, 4)
         with pytest.raises(PowerError):

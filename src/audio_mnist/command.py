@@ -5,8 +5,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from audio_mnist import sweep
+from audio_mnist import sweep, workers
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.validation import validate_demo, validate_ensemble, validate_explore, validate_predict, validate_train
 
@@ -76,34 +74,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     sweep_dir = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     if sweep_dir and sweep.taken_over(sweep_dir, hydra.job.num):
         return {}
-    if sweep_dir:
-        _end_with_the_sweep()
-    with _BUSY:
+    if sweep_dir and not sweep.is_here():
+        workers.end_with_sweep()
+    with workers.busy:
         return _train(cfg, sweep_dir)
-
-
-_BUSY = threading.Lock()  # while a job runs
-_watched: int | None = None  # process of the sweep whose worker this is
-
-
-def _end_with_the_sweep(every_s: float = 2.0) -> None:
-    """A worker whose sweep was killed finishes its run and ends; it would wait for the next one for ever."""
-    global _watched
-
-    def orphaned() -> bool:
-        return os.getppid() != _watched
-
-    def watch() -> None:
-        while True:
-            time.sleep(every_s)
-            if orphaned() and _BUSY.acquire(blocking=False):
-                os._exit(1)
-
-    if _watched is None and not sweep.is_here():
-        _watched = os.getppid()
-        threading.Thread(target=watch, daemon=True).start()
-    elif _watched is not None and orphaned():
-        os._exit(1)  # a job that was handed out before; the next sweep has it
 
 
 def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:

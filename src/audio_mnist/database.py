@@ -1,6 +1,7 @@
 """The tracking store itself: MLflow's client, its SQLite database created once, its errors."""
 
 import contextlib
+import importlib
 import logging
 import os
 import sqlite3
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def connect(uri: str) -> "MlflowClient":
-    """MLflow's client of a tracking store, without its talk."""
+def import_client(uri: str) -> None:
+    """Imports what the client of a tracking store needs, which takes seconds; the store is left alone."""
+    _quieten()
+    importlib.import_module("mlflow.artifacts")
+    if not uri.startswith("http"):
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+
+
+def _quieten() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def connect(uri: str) -> "MlflowClient":
+    """MLflow's client of a tracking store, without its talk."""
+    _quieten()
     from mlflow import MlflowClient
 
     # after the import, which sets levels of its own

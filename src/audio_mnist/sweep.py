@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from audio_mnist import workers
 from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.validation import validate_train
@@ -78,9 +79,11 @@ class SweepCallback(Callback):
         try:
             _current = _start(config, str(kwargs.get("config_name") or "train"))
         except AudioMnistError as error:
+            workers.stop()
             sys.exit(f"error: {error}")
         except Exception:  # a fault of ours, which Hydra would make a warning of
             traceback.print_exc()
+            workers.stop()
             sys.exit(1)
 
 
@@ -224,40 +227,48 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    from audio_mnist import recipes, report, resuming, tracking
-    from audio_mnist.folds import assign_folds, split_clips
+    from audio_mnist.folds import Folds, assign_folds, split_clips
     from audio_mnist.prepared import PreparedCorpus, prepare
 
     overrides = _job_overrides(config)
     configs = [validate_train(_compose(config_name, job)) for job in overrides]
+    plains = [to_plain(cfg) for cfg in configs]
     corpora: dict[str, PreparedCorpus] = {}
-    notes: list[str] = []
+    cut: dict[str, Folds] = {}
+    of_job: list[tuple[PreparedCorpus, Folds]] = []
     scored: dict[tuple[str, int], int] = {}  # (folds, fold) -> clips
-    counts = set()
-    keys: list[str] = []
-    checked: set[str] = set()
-    for cfg in configs:
-        plain = to_plain(cfg)
-        if cfg.trainer.devices > 1:
+    for plain in plains:
+        if plain["trainer"]["devices"] > 1:
             raise AudioMnistError(
-                f"trainer.devices={cfg.trainer.devices} in a sweep: a run on several devices starts its own processes; "
-                "train it without -m"
+                f"trainer.devices={plain['trainer']['devices']} in a sweep: a run on several devices starts its own "
+                "processes; train it without -m"
             )
         key = fingerprint(plain["data"])
         if key not in corpora:
             corpora[key] = prepare(plain["data"])
         corpus = corpora[key]
-        folds = assign_folds(corpus.manifest, **plain["folds"])
-        split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
-        parts = fingerprint([key, plain["feature"], plain["augment"], plain["model"]])
+        way = fingerprint([key, plain["folds"]])
+        if way not in cut:
+            cut[way] = assign_folds(corpus.manifest, **plain["folds"])
+        folds, fold = cut[way], plain["fold"]
+        chosen = {name: plain[name] for name in ("fold", "selection", "inner_folds")}
+        scored[folds.fingerprint, fold] = len(split_clips(corpus.manifest, folds, **chosen).fold)
+        of_job.append((corpus, folds))
+    # torch takes seconds to import: here and in the workers at once, and not before the clips were found fine
+    starting = workers.start(config.hydra.launcher, configs[0].tracking.uri)
+    from audio_mnist import recipes, report, resuming, tracking
+
+    keys: list[str] = []
+    checked: set[str] = set()
+    for plain, (corpus, folds) in zip(plains, of_job, strict=True):
+        parts = fingerprint([corpus.fingerprint, plain["feature"], plain["augment"], plain["model"]])
         if parts not in checked:
             recipes.check(plain, corpus)
             checked.add(parts)
-        notes += [note for note in folds.notes if note not in notes]
-        scored[folds.fingerprint, cfg.fold] = len(split.fold)
-        counts.add(folds.count)
         keys.append(resuming.job_key(plain, corpus.fingerprint, folds.fingerprint))
-    jobs = [_job(" ".join(o), to_plain(cfg), key) for cfg, o, key in zip(configs, overrides, keys, strict=True)]
+    notes = list(dict.fromkeys(note for folds in cut.values() for note in folds.notes))
+    counts = {folds.count for folds in cut.values()}
+    jobs = [_job(" ".join(o), plain, key) for plain, o, key in zip(plains, overrides, keys, strict=True)]
     # two variants may be one run: what one of them sets is what a feature has by default
     once = {(job.config_fingerprint, job.variant) for job in jobs}
     if len(once) < len(jobs):
@@ -270,7 +281,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     sweep_dir = Path(config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     resumable = first.resume and isinstance(tracker, tracking.Tracker)
-    folder = resuming.resume_dir(to_plain(first)) if resumable else None
+    folder = resuming.resume_dir(plains[0]) if resumable else None
     lock = contextlib.ExitStack()
     together = fingerprint(sorted(keys))
     if folder is not None:
@@ -301,6 +312,8 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     speaker_of = None
     if folds.group == "speaker":
         speaker_of = dict(zip(corpus.manifest["clip_id"], corpus.manifest["speaker"], strict=True))
+    if starting is not None and len(over) < len(jobs):
+        starting.join()
     return _Sweep(
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
         *(taken, folder, lock),

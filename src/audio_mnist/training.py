@@ -22,11 +22,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.metrics import log_loss
 
-from audio_mnist import devices, figures, recipes, resuming, tracking
+from audio_mnist import devices, figures, hooks, recipes, resuming, tracking
 from audio_mnist.classifier import Classifier, load
 from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.datamodule import ClipDataModule
@@ -263,7 +262,7 @@ def _fit(
     run: UntrackedRun | None,
 ) -> tuple[Trainer, Path]:
     """Trains, from where the workplace has it; the kept epoch's checkpoint is `best.ckpt` there."""
-    callbacks: list[Callback] = [resuming.EpochSeed(settings["seed"])]
+    callbacks: list[Callback] = [hooks.EpochSeed(settings["seed"])]
     folder = place.folder
     selection = settings["selection"]
     decay = settings["optimizer"]["ema_decay"]
@@ -287,11 +286,11 @@ def _fit(
         callbacks.append(RichProgressBar(leave=False))
     if place.lasting and run is not None:
         # the last, so that it has the others' states
-        callbacks.append(resuming.KeepState(folder, run, settings["resume_every_s"]))
+        callbacks.append(hooks.KeepState(folder, run, settings["resume_every_s"]))
     before, epochs = place.last()
     if before is not None:
         log.info("%s fold %d goes on after epoch %d", settings["feature"]["name"], settings["fold"], epochs)
-    logger = False if run is None else EpochLogger(run)
+    logger = False if run is None else hooks.EpochLogger(run)
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = Trainer(**trainer_options, logger=logger, callbacks=callbacks, enable_checkpointing=has_checkpoints)
     try:
@@ -328,35 +327,6 @@ def predictions_table(corpus: PreparedCorpus, indices: np.ndarray, probabilities
     table["predicted"] = np.asarray(corpus.class_names)[probabilities.argmax(axis=1)]
     columns = [f"p:{name}" for name in corpus.class_names]
     return pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1)
-
-
-class EpochLogger(Logger):
-    """Lightning's metrics to a tracked run: once an epoch, sent in batches.
-
-    Args:
-        run: that they are logged to.
-    """
-
-    def __init__(self, run: UntrackedRun) -> None:
-        super().__init__()
-        self._run = run
-
-    @property
-    def name(self) -> str:
-        return "mlflow"
-
-    @property
-    def version(self) -> str:
-        return self._run.id
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the whole config is logged when the run starts."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Takes Lightning's metrics with the epoch as the step."""
-        epoch = int(metrics.pop("epoch", step or 0))
-        if metrics:
-            self._run.log_metrics(metrics, step=epoch)
 
 
 @contextlib.contextmanager

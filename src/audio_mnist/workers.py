@@ -1,0 +1,96 @@
+"""The processes that the runs of a sweep train in: started while the sweep is checked, ended with it."""
+
+import contextlib
+import importlib
+import os
+import signal
+import threading
+import time
+import warnings
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+_WATCH_S = 2.0
+busy = threading.Lock()  # held in a worker while it trains
+_sweep: int | None = None  # in a worker: the process of its sweep
+
+
+def start(launcher: DictConfig, tracking_uri: str | None) -> threading.Thread | None:
+    """Starts the processes of a launcher, which import what a training needs while this one goes on.
+
+    joblib keeps processes from one call to the next, so Hydra's launcher then
+    finds these.
+
+    Args:
+        launcher: settings of Hydra's launcher.
+        tracking_uri: of the runs, None where they are not tracked.
+
+    Returns:
+        The thread that waits for them; None where the launcher starts none.
+    """
+    settings = OmegaConf.to_container(launcher, resolve=True)
+    assert isinstance(settings, dict)
+    if not str(settings.pop("_target_")).endswith(".JoblibLauncher") or settings["n_jobs"] == 1:
+        return None
+    from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
+
+    options = {str(key): value for key, value in settings.items()} | {"backend": "loky"}
+    process_joblib_cfg(options)
+    thread = threading.Thread(target=_start, args=(options, tracking_uri), daemon=True)
+    thread.start()
+    return thread
+
+
+def stop() -> None:
+    """Ends the processes at once."""
+    from joblib.externals.loky import reusable_executor
+
+    warnings.filterwarnings("ignore", message="Failed to delete temporary folder")  # which a killed one holds
+    if reusable_executor._executor is not None:
+        reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+
+
+def _start(options: dict[str, Any], tracking_uri: str | None) -> None:
+    from joblib import Parallel, cpu_count, delayed
+
+    count = options["n_jobs"] if options["n_jobs"] > 0 else cpu_count()
+    with contextlib.suppress(Exception):  # the launcher starts others, and says what is wrong
+        Parallel(**options)(delayed(_import)(os.getpid(), tracking_uri) for _ in range(count))
+
+
+def _import(sweep: int, tracking_uri: str | None) -> None:
+    """In a worker."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would end in a traceback of some import
+    try:
+        end_with_sweep(sweep)
+        importlib.import_module("audio_mnist.training")
+        if tracking_uri is not None:
+            from audio_mnist import database
+
+            database.import_client(tracking_uri)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end_with_sweep(sweep: int | None = None) -> None:
+    """Has this worker end when its sweep was killed; it would wait for the next one for ever.
+
+    A run that it trains is finished first.
+
+    Args:
+        sweep: process of the sweep; None for this one's parent.
+    """
+    global _sweep
+
+    def watch() -> None:
+        while True:
+            time.sleep(_WATCH_S)
+            if os.getppid() != _sweep and busy.acquire(blocking=False):
+                os._exit(1)
+
+    if _sweep is None:
+        _sweep = sweep or os.getppid()
+        threading.Thread(target=watch, daemon=True).start()
+    elif os.getppid() != _sweep:
+        os._exit(1)  # a job that was handed out before; the next sweep has it
