@@ -61,7 +61,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     _quieten()
     settings = to_plain(cfg)
     if sweep_dir is not None:  # the sweep has said it once
-        logging.getLogger("audio_mnist.waveforms").setLevel(logging.ERROR)
+        for name in ("audio_mnist.waveforms", "audio_mnist.corpora"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     corpus = prepare(settings["data"])
     folds = assign_folds(corpus.manifest, **settings["folds"])
     split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)

