@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from audio_mnist import workers
 from audio_mnist.config import fingerprint, recipe, to_plain
@@ -312,7 +312,11 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     speaker_of = None
     if folds.group == "speaker":
         speaker_of = dict(zip(corpus.manifest["clip_id"], corpus.manifest["speaker"], strict=True))
-    if starting is not None and len(over) < len(jobs):
+    if starting is not None and len(over) == len(jobs):  # nothing to train: this process passes over all jobs
+        workers.stop()
+        with read_write(config.hydra):
+            config.hydra.launcher.n_jobs = 1
+    elif starting is not None:
         starting.join()
     return _Sweep(
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),

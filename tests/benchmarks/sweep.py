@@ -16,7 +16,7 @@ def main(pairs: int, overrides: list[str]) -> None:
     print(machine(), *overrides)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sweep = ("train.py", *real(*overrides), "feature=mel,mfcc", "fold=0,1,2,3,4")
+        sweep = ("train.py", *real("resume=false", *overrides), "feature=mel,mfcc", "fold=0,1,2,3,4")
         command(folder, "train.py", *real("trainer.max_epochs=1", "trainer.min_epochs=1"))  # decodes the clips
         ratio(
             "one core / two cores",
