@@ -76,9 +76,10 @@ def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatc
     decode = predicting.decode
     monkeypatch.setattr(predicting, "decode", lambda path, limits: (decoded.append(path), decode(path, limits))[1])
     predicting.predict(trained.config(trained.tones, cut))
-    assert cut.read_bytes() == text and len(decoded) == 24 - 9
+    first = 1  # decoded again: are its rows still what the model says?
+    assert cut.read_bytes() == text and len(decoded) == 24 - 9 + first
     predicting.predict(trained.config(trained.tones, cut, "resume=false"))
-    assert cut.read_bytes() == text and len(decoded) == 24 - 9 + 24
+    assert cut.read_bytes() == text and len(decoded) == 24 - 9 + first + 24
 
 
 def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path) -> None:
@@ -88,6 +89,28 @@ def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path
     with pytest.raises(DataError, match=r"out\.csv: it has other columns"):
         predicting.predict(trained.config(trained.tones, output))
     assert output.read_text() == "path,label\nx,y\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (["model={0}"], ["model={2}"]),
+        (["window_s=0.3"], ["window_s=0.2"]),
+        (["window_s=0.1"], ["window_s=0.1", "hop_s=0.1"]),
+    ],
+    ids=["model", "window_s", "hop_s"],
+)
+def test_rows_of_another_model_are_not_gone_on_from(
+    trained: Trained, tmp_path: Path, before: list[str], now: list[str]
+) -> None:
+    """Another model of the same classes, or other windows: one file never has rows of both."""
+    output = tmp_path / "out.csv"
+    predicting.predict(trained.config(trained.test[0], output, *(b.format(*trained.ids) for b in before)))
+    text = output.read_text()
+    other = trained.config(trained.tones, output, *(n.format(*trained.ids) for n in now))
+    with pytest.raises(DataError, match=r"out\.csv: its rows are not what this model says"):
+        predicting.predict(other)
+    assert output.read_text() == text
 
 
 def test_windows_slide_over_a_long_recording(

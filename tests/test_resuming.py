@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -179,6 +180,25 @@ def test_damaged_state_is_left_and_the_run_starts_again(
     assert said == [f"{path} is damaged: this run starts at its first epoch again"]
     ((run,), (expected,)) = training_runs(tracker_of(cfg)), training_runs(tracker_of(whole))
     assert_same((tracker_of(cfg), run), (tracker_of(whole), expected))
+
+
+def test_run_goes_on_under_settings_that_change_no_bits(
+    tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clips were moved, the state is kept less often, no progress is shown: still one run."""
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+    moved = shutil.copytree(Path(cfg.data.root), tmp_path / "moved")
+    training.train(
+        tone_config("trainer.max_epochs=6", f"data.root={moved}", "resume_every_s=3", "trainer.progress_bar=false")
+    )
+    (run,) = training_runs(tracker_of(cfg))
+    assert run.status == "FINISHED" and [step for step, _ in histories(tracker_of(cfg), run)["train/loss"]] == [
+        *range(6)
+    ]
 
 
 def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:

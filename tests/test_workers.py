@@ -28,7 +28,7 @@ def launcher(*overrides: str) -> DictConfig:
 def test_launcher_finds_the_started_workers(tracking_uri: str | None, imported: list[str]) -> None:
     """Hydra's own call of joblib gets processes that have imported what a run needs."""
     chosen = launcher("hydra.launcher.n_jobs=2")
-    thread = workers.start(chosen, tracking_uri)
+    thread = workers.start(chosen, tracking_uri, 4)
     assert thread is not None
     thread.join(120)
     started = set(reusable_executor._executor._processes)
@@ -44,4 +44,4 @@ def test_launcher_finds_the_started_workers(tracking_uri: str | None, imported: 
 @pytest.mark.parametrize("overrides", [["hydra.launcher.n_jobs=1"], ["hydra/launcher=basic"]])
 def test_no_workers_where_runs_follow_one_another(overrides: list[str]) -> None:
     """The sweep's own process trains."""
-    assert workers.start(launcher(*overrides), None) is None
+    assert workers.start(launcher(*overrides), None, 4) is None

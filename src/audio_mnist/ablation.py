@@ -107,7 +107,9 @@ def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], spea
     for name, own in sorted(by_variant.items(), key=lambda item: item[0] != DEFAULT):
         told_apart = {run.id: {"feature": {"name": run.tags["feature"]}, "seed": run.tags["seed"]} for run in own}
         found = read(tracker, own, report.member_labels(told_apart))
-        if found is not None and (not variants or found.clips == variants[DEFAULT].clips):
+        base = variants.get(DEFAULT, found)
+        alike = found and base and found.clips == base.clips and found.singles.keys() == base.singles.keys()
+        if found is not None and alike:
             variants[name] = found
         elif name == DEFAULT:
             return ""

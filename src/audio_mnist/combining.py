@@ -1,6 +1,5 @@
 """`ensemble.py`: members predict, their probabilities are combined, scored out of fold and tracked."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +29,6 @@ from audio_mnist.members import Member, check_reproduced, find, load_classifier,
 from audio_mnist.prepared import PreparedCorpus, prepare
 from audio_mnist.tracking import Tracker
 from audio_mnist.validation import validate_ensemble
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

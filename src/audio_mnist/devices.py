@@ -56,8 +56,9 @@ def set_up_cpu(threads: int) -> None:
     torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
+        # older ones refuse more than 32 MiB here
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or library.mallopt(_M_MMAP_THRESHOLD, 2**25)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def check_compiler() -> None:

@@ -1,6 +1,5 @@
 """`explore.py`: what is in a corpus, and what of it reaches the net."""
 
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from audio_mnist.errors import ConfigError
 from audio_mnist.prepared import PreparedCorpus, prepare
 from audio_mnist.validation import validate_explore
 
-log = logging.getLogger(__name__)
 FULL_SCALE = 0.999  # of a sample that is clipped; three in a row make a clipped clip
 QUIET_DB = -50.0  # peak below full scale of a clip that is nearly silent
 

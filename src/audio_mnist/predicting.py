@@ -61,7 +61,13 @@ def predict(cfg: DictConfig) -> int:
     output = Path(cfg.output)
     header = ["path", *(("start_s", "end_s") if cfg.window_s else ()), "label"]
     header += [f"p:{name}" for name in predictor.class_names]
-    done = _written(output, header) if cfg.resume else set()
+    written = _written(output, header) if cfg.resume else []
+    if written and not _agrees(written, predictor, cfg):
+        raise DataError(
+            f"output={output}: its rows are not what this model says of {written[0][0]} now (another model, "
+            "window_s or hop_s); move it away, or resume=false writes over it"
+        )
+    done = {row[0] for row in written}
     remaining = [path for path in paths if path not in done]
     if len(remaining) < len(paths):
         log.info("%s has %d of the %d recordings already", output, len(paths) - len(remaining), len(paths))
@@ -143,10 +149,10 @@ def find_audio(audio: object, *, allow_outside: bool = False) -> list[str]:
     return [str(path)]
 
 
-def _written(output: Path, header: list[str]) -> set[str]:
-    """Recordings that an output has already; a last line that was cut off is taken away."""
+def _written(output: Path, header: list[str]) -> list[list[str]]:
+    """Rows that an output has already; a last line that was cut off is taken away."""
     if not output.exists() or output.stat().st_size == 0:
-        return set()
+        return []
     text = output.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
@@ -157,7 +163,22 @@ def _written(output: Path, header: list[str]) -> set[str]:
         raise DataError(
             f"output={output}: it has other columns than this model's; move it away, or resume=false writes over it"
         )
-    return {row[0] for row in rows[1:]}
+    return rows[1:]
+
+
+def _agrees(written: list[list[str]], predictor: Predictor, cfg: DictConfig) -> bool:
+    """Whether the first recording's rows are what the predictor says of it; yes where it can no longer be read."""
+    path, classes = written[0][0], len(predictor.class_names)
+    before = [row for row in written if row[0] == path][: cfg.batch_size]
+    windows = list(itertools.islice(_windows([path], cfg, []), cfg.batch_size))
+    if not windows:
+        return True
+    p = predictor.predict([(window.samples, window.rate_hz) for window in windows])
+    now = [_row(window, row, predictor, bool(cfg.window_s)) for window, row in zip(windows, p, strict=True)]
+    if [row[1:-classes] for row in now] != [row[1:-classes] for row in before]:  # times and labels
+        return False
+    ours, theirs = (np.array([row[-classes:] for row in rows], dtype=float) for rows in (now, before))
+    return bool(np.allclose(ours, theirs, atol=1e-3))
 
 
 def _windows(paths: list[str], cfg: DictConfig, unreadable: list[str]) -> Iterator[_Window]:

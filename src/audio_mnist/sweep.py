@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class _Sweep:
     taken_over: dict[str, str] = field(default_factory=dict)  # job -> finished run that is not trained again
     resume_dir: Path | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    starting: threading.Thread | None = None  # its workers
     began: float = field(default_factory=time.monotonic)
 
 
@@ -85,6 +87,11 @@ class SweepCallback(Callback):
             traceback.print_exc()
             workers.stop()
             sys.exit(1)
+        except BaseException:
+            workers.stop()
+            raise
+        if _current.starting is not None:
+            _current.starting.join()
 
 
 def is_here() -> bool:
@@ -153,7 +160,8 @@ def finish() -> int:
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
-    total += f", {len(sweep.taken_over)} of them before" if sweep.taken_over else ""
+    before = sum(job.key in sweep.taken_over for job in sweep.jobs)
+    total += f", {before} of them before" if before else ""
     text.append(total + (":" if unfinished else ""))
     text += unfinished
     if isinstance(tracker, tracking.Tracker):
@@ -235,7 +243,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     plains = [to_plain(cfg) for cfg in configs]
     corpora: dict[str, PreparedCorpus] = {}
     cut: dict[str, Folds] = {}
-    of_job: list[tuple[PreparedCorpus, Folds]] = []
+    of_job: list[tuple[str, PreparedCorpus, Folds]] = []
     scored: dict[tuple[str, int], int] = {}  # (folds, fold) -> clips
     for plain in plains:
         if plain["trainer"]["devices"] > 1:
@@ -253,15 +261,15 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         folds, fold = cut[way], plain["fold"]
         chosen = {name: plain[name] for name in ("fold", "selection", "inner_folds")}
         scored[folds.fingerprint, fold] = len(split_clips(corpus.manifest, folds, **chosen).fold)
-        of_job.append((corpus, folds))
+        of_job.append((key, corpus, folds))
     # torch takes seconds to import: here and in the workers at once, and not before the clips were found fine
-    starting = workers.start(config.hydra.launcher, configs[0].tracking.uri)
+    starting = workers.start(config.hydra.launcher, configs[0].tracking.uri, len(configs))
     from audio_mnist import recipes, report, resuming, tracking
 
     keys: list[str] = []
     checked: set[str] = set()
-    for plain, (corpus, folds) in zip(plains, of_job, strict=True):
-        parts = fingerprint([corpus.fingerprint, plain["feature"], plain["augment"], plain["model"]])
+    for plain, (key, corpus, folds) in zip(plains, of_job, strict=True):
+        parts = fingerprint([key, plain["feature"], plain["augment"], plain["model"]])
         if parts not in checked:
             recipes.check(plain, corpus)
             checked.add(parts)
@@ -269,18 +277,19 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     notes = list(dict.fromkeys(note for folds in cut.values() for note in folds.notes))
     counts = {folds.count for folds in cut.values()}
     jobs = [_job(" ".join(o), plain, key) for plain, o, key in zip(plains, overrides, keys, strict=True)]
-    # two variants may be one run: what one of them sets is what a feature has by default
-    once = {(job.config_fingerprint, job.variant) for job in jobs}
+    first = configs[0]
+    resumable = first.resume and first.tracking.uri is not None
+    # two variants may be one run, which is then trained once: what one of them sets is what a feature has by default
+    once = {(job.config_fingerprint, job.variant if resumable else "") for job in jobs}
     if len(once) < len(jobs):
         raise AudioMnistError(
             "the sweep names the same run twice; give each value once (where the clips lie does not make another run: "
-            "sweep one data.root or data.manifest at a time)"
+            "sweep one data.root or data.manifest at a time; nor, with resume=false or tracking=none, "
+            "do two variants that are the same for a feature)"
         )
-    first = configs[0]
     tracker = tracking.connect(first.tracking.uri, first.tracking.experiment)
     sweep_dir = Path(config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    resumable = first.resume and isinstance(tracker, tracking.Tracker)
     folder = resuming.resume_dir(plains[0]) if resumable else None
     lock = contextlib.ExitStack()
     together = fingerprint(sorted(keys))
@@ -307,7 +316,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         log.info(
             "%d of them are finished already (same settings, clips, folds and code) and are not trained again; "
             "resume=false trains them all",
-            len(taken),
+            len(over),
         )
     speaker_of = None
     if folds.group == "speaker":
@@ -316,11 +325,10 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         workers.stop()
         with read_write(config.hydra):
             config.hydra.launcher.n_jobs = 1
-    elif starting is not None:
-        starting.join()
+        starting = None
     return _Sweep(
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
-        *(taken, folder, lock),
+        *(taken, folder, lock, starting),
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import getpass
-import logging
 import re
 import shutil
 import subprocess
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-log = logging.getLogger(__name__)
 BEST_CHECKPOINT = "checkpoints/best.ckpt"
 FOLD_PREDICTIONS = "fold_predictions.csv"
 CONFIG = "config.yaml"
@@ -133,18 +131,19 @@ class Tracker:
 
         Args:
             run_id: of the run.
-            params: those that it was started with, of which some may be missing.
+            params: those that it lacks are logged.
             parent_id: the run that it is shown under from now on; None: as before.
         """
         with mlflow_errors(f"run {run_id}"):
-            self.client.update_run(run_id, status="RUNNING")
+            run = self.client.get_run(run_id)
+            known = run.data.params  # MLflow changes none; what may differ does not change the training
+            self._log_params(run_id, {key: value for key, value in _flatten(params) if key not in known})
+            histories = {key: self.client.get_metric_history(run_id, key) for key in run.data.metrics}
             if parent_id is not None:
                 self.client.set_tag(run_id, _PARENT, parent_id)
-            run = self.client.get_run(run_id)
             if PREFIX + "error" in run.data.tags:
                 self.client.delete_tag(run_id, PREFIX + "error")
-            histories = {key: self.client.get_metric_history(run_id, key) for key in run.data.metrics}
-        self._log_params(run_id, params)
+            self.client.update_run(run_id, status="RUNNING")
         return Run(self.client, run_id, {key: max(m.step for m in values) for key, values in histories.items()})
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
@@ -170,9 +169,9 @@ class Tracker:
                 return None
             raise RunError(f"tracking.uri={self.uri}: {error.message}") from None
 
-    def children(self, parent_id: str, kind: str = "train") -> list[RunRecord]:
-        """The runs of `kind` under a parent, oldest first."""
-        return self._search(f"tags.`{_PARENT}` = '{parent_id}' and tags.`{PREFIX}kind` = '{kind}'")
+    def children(self, parent_id: str) -> list[RunRecord]:
+        """The training runs under a parent, oldest first."""
+        return self._search(f"tags.`{_PARENT}` = '{parent_id}' and tags.`{PREFIX}kind` = 'train'")
 
     def trained(self, corpus_fingerprint: str) -> dict[str, list[RunRecord]]:
         """The training runs of a corpus by their job, oldest first: `resuming.job_key`."""

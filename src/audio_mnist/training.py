@@ -108,7 +108,7 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise RunError(
                     f"run {run.id} stopped: {error.strerror}{f' ({error.filename})' if error.filename else ''}; "
-                    "mend that and give the command again: it goes on from its last epoch"
+                    "mend that and give the command again: it goes on from its last kept state"
                 ) from None
             raise
 

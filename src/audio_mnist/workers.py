@@ -16,7 +16,7 @@ busy = threading.Lock()  # held in a worker while it trains
 _sweep: int | None = None  # in a worker: the process of its sweep
 
 
-def start(launcher: DictConfig, tracking_uri: str | None) -> threading.Thread | None:
+def start(launcher: DictConfig, tracking_uri: str | None, jobs: int) -> threading.Thread | None:
     """Starts the processes of a launcher, which import what a training needs while this one goes on.
 
     joblib keeps processes from one call to the next, so Hydra's launcher then
@@ -25,6 +25,7 @@ def start(launcher: DictConfig, tracking_uri: str | None) -> threading.Thread | 
     Args:
         launcher: settings of Hydra's launcher.
         tracking_uri: of the runs, None where they are not tracked.
+        jobs: number of runs; further processes would wait for nothing.
 
     Returns:
         The thread that waits for them; None where the launcher starts none.
@@ -37,7 +38,7 @@ def start(launcher: DictConfig, tracking_uri: str | None) -> threading.Thread | 
 
     options = {str(key): value for key, value in settings.items()} | {"backend": "loky"}
     process_joblib_cfg(options)
-    thread = threading.Thread(target=_start, args=(options, tracking_uri), daemon=True)
+    thread = threading.Thread(target=_start, args=(options, tracking_uri, jobs), daemon=True)
     thread.start()
     return thread
 
@@ -51,12 +52,12 @@ def stop() -> None:
         reusable_executor._executor.shutdown(wait=True, kill_workers=True)
 
 
-def _start(options: dict[str, Any], tracking_uri: str | None) -> None:
+def _start(options: dict[str, Any], tracking_uri: str | None, jobs: int) -> None:
     from joblib import Parallel, cpu_count, delayed
 
     count = options["n_jobs"] if options["n_jobs"] > 0 else cpu_count()
     with contextlib.suppress(Exception):  # the launcher starts others, and says what is wrong
-        Parallel(**options)(delayed(_import)(os.getpid(), tracking_uri) for _ in range(count))
+        Parallel(**options)(delayed(_import)(os.getpid(), tracking_uri) for _ in range(min(count, jobs)))
 
 
 def _import(sweep: int, tracking_uri: str | None) -> None:

@@ -6,8 +6,13 @@ every batch. A new one is a subclass of `Augmentation` with a `name`, and a key 
 `conf/augment/none.yaml`.
 """
 
-from audio_mnist.augment import feature, waveform
+import importlib
+import pkgutil
+
 from audio_mnist.augment.augmenter import Augmenter, Placement
 from audio_mnist.augment.base import Augmentation
 
-__all__ = ["Augmentation", "Augmenter", "Placement", "feature", "waveform"]
+__all__ = ["Augmentation", "Augmenter", "Placement"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
