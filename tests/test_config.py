@@ -39,6 +39,7 @@ from tests.conftest import PROJECT, composed
         (["model.depth=2"], "model.depth", 2),
         (["trainer=ddp"], "trainer.strategy", "ddp"),
         (["trainer.max_epochs=3"], "trainer.max_epochs", 3),
+        (["data=dacon", "data.root=x", "data.settings.allow_outside=true"], "data.settings.allow_outside", True),
         (["data=csv", "data.manifest=clips.csv"], "data.manifest", "clips.csv"),
     ],
 )

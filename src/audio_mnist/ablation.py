@@ -96,7 +96,8 @@ def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], spea
 
     Args:
         tracker: of the runs.
-        by_variant: name -> its finished runs; two variants share a run where they are the same for its feature.
+        by_variant: name -> its runs, none where not all of them finished; two variants share a run where they are the
+            same for its feature.
         speaker_of: clip id -> speaker where folds are by speaker.
     """
     left_out = [name for name, runs in by_variant.items() if not runs]
@@ -107,9 +108,7 @@ def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], spea
     for name, own in sorted(by_variant.items(), key=lambda item: item[0] != DEFAULT):
         told_apart = {run.id: {"feature": {"name": run.tags["feature"]}, "seed": run.tags["seed"]} for run in own}
         found = read(tracker, own, report.member_labels(told_apart))
-        base = variants.get(DEFAULT, found)
-        alike = found and base and found.clips == base.clips and found.singles.keys() == base.singles.keys()
-        if found is not None and alike:
+        if found is not None and (not variants or found.clips == variants[DEFAULT].clips):
             variants[name] = found
         elif name == DEFAULT:
             return ""

@@ -128,7 +128,7 @@ def finish() -> int:
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     by_variant: dict[str, list[RunRecord]] = {job.variant: [] for job in sweep.jobs}
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
-    finished, unfinished = [], []
+    finished, unfinished, incomplete = [], [], set()
     for number, job in enumerate(sweep.jobs):
         found = by_config.get(job.config_fingerprint)
         if found and found.status == "FINISHED":
@@ -143,6 +143,7 @@ def finish() -> int:
                 why = sweep.folder / str(number) / ERROR_FILE
                 reason = f"not run: {why.read_text()}" if why.exists() else "not run"
             unfinished.append(f"  {job.overrides}: {reason}")
+            incomplete.add(job.variant)
     distinct = list({run.id: run for run in finished}.values())
     if len(rows) > 1 and len(by_variant) == 1 and isinstance(tracker, tracking.Tracker):
         from audio_mnist.members import fold_ensemble
@@ -156,7 +157,8 @@ def finish() -> int:
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
     compared = ""
     if len(by_variant) > 1 and isinstance(tracker, tracking.Tracker):
-        compared = ablation.render(tracker, by_variant, sweep.speaker_of)
+        whole = {name: [] if name in incomplete else runs for name, runs in by_variant.items()}
+        compared = ablation.render(tracker, whole, sweep.speaker_of)
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
