@@ -80,6 +80,8 @@ class SweepCallback(Callback):
         global _current
         try:
             _current = _start(config, str(kwargs.get("config_name") or "train"))
+            if _current.starting is not None:
+                _current.starting.join()
         except AudioMnistError as error:
             workers.stop()
             sys.exit(f"error: {error}")
@@ -90,8 +92,6 @@ class SweepCallback(Callback):
         except BaseException:
             workers.stop()
             raise
-        if _current.starting is not None:
-            _current.starting.join()
 
 
 def is_here() -> bool:
