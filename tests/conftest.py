@@ -189,6 +189,9 @@ class Trained:
         self.tracker = Tracker(self.uri, "audio-mnist")
         self.ids = [run.id for run in self.tracker._search("tags.`audio_mnist.kind` = 'train'")]
         self.join("stack")
+        ensemble = self.tracker.latest("ensemble")
+        assert ensemble is not None
+        self.ensemble = ensemble.id  # of all four; other tests may make newer ones
 
     def join(self, combine: str, *overrides: str) -> pd.DataFrame:
         from audio_mnist import combining

@@ -28,9 +28,10 @@ pytestmark = pytest.mark.slow
 def serving(trained: Trained, folder: Path, *overrides: str) -> Iterator[str]:
     """`python demo.py` on a free port; gives the address that it prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    of = f"tracking.uri={trained.uri}", f"model={trained.ensemble}"
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "demo.py"), f"tracking.uri={trained.uri}", "port=0", *overrides],
+            [sys.executable, str(PROJECT / "demo.py"), *of, "port=0", *overrides],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -57,7 +58,7 @@ def test_dropped_file_is_heard_as_predict_hears_it(address: str, trained: Traine
     """Label, probabilities, what each member said, the picture; nothing is asked of any other host."""
     recording = trained.test[0]
     samples, rate_hz = soundfile.read(recording, dtype="float32")
-    predictor = inference.load_predictor(trained.tracker, "latest")
+    predictor = inference.load_predictor(trained.tracker, trained.ensemble)
     p = predictor.predict([(samples, rate_hz)])[0]
     with browser.open(address) as tab:
         tab.set_input_files("#clip input[type=file]", recording)
@@ -144,7 +145,7 @@ def test_uploads_are_gone_with_the_page(trained: Trained, tmp_path: Path) -> Non
 
 def test_heard_notes_what_was_not_heard(trained: Trained) -> None:
     """A clip longer than the window: the note names both lengths."""
-    predictor = inference.load_predictor(trained.tracker, "latest")
+    predictor = inference.load_predictor(trained.tracker, trained.ensemble)
     samples = np.sin(np.arange(32000) / 3).astype(np.float32)
     answer, table, _, note = demo_page.heard(predictor, samples, 16000)
     assert sum(answer.values()) == pytest.approx(1)
