@@ -128,7 +128,7 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(server: MlflowServer,
 def test_server_that_goes_away_for_half_a_minute_costs_nothing(server: MlflowServer, tmp_path: Path) -> None:
     """Killed in mid-run, back after 30 s: every epoch's metrics are there, the run is FINISHED."""
     write_tones(tmp_path / "tones")
-    epochs = 80
+    epochs = 600  # tens of seconds: the server goes in their first
     where = f"tracking.uri={server.address}"
     process = start(tmp_path, *SWEEP[:3], "folds.count=2", *SWEEP[6:], f"trainer.max_epochs={epochs}", "seed=7", where)
     tracker = Tracker(server.address, "audio-mnist")
