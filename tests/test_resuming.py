@@ -44,6 +44,14 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     monkeypatch.setattr(Run, "end", end)
 
 
+def train_until(epoch: int, cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that `stop_after` breaks."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, epoch)
+        with pytest.raises(PowerError):
+            training.train(cfg)
+
+
 def tracker_of(cfg: DictConfig) -> Tracker:
     return Tracker(cfg.tracking.uri, cfg.tracking.experiment)
 
@@ -102,10 +110,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     training.train(whole)
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=8", *overrides)
     for epoch in (2, 5):
-        with monkeypatch.context() as patch:
-            stop_after(patch, epoch)
-            with pytest.raises(PowerError):
-                training.train(cfg)
+        train_until(epoch, cfg, monkeypatch)
     (stopped,) = training_runs(tracker_of(cfg))
     assert stopped.status == "FAILED" and stopped.tags["error"].startswith("PowerError")
     training.train(cfg)
@@ -122,10 +127,7 @@ def test_run_goes_on_from_its_last_state_not_from_the_start(
 ) -> None:
     """The epochs before it are not trained again."""
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        with pytest.raises(PowerError):
-            training.train(cfg)
+    train_until(4, cfg, monkeypatch)
     seen = []
     plain = Classifier.on_train_epoch_end
     monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
@@ -167,10 +169,7 @@ def test_damaged_state_is_left_and_the_run_starts_again(
     )
     training.train(whole)
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=4")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(PowerError):
-            training.train(cfg)
+    train_until(2, cfg, monkeypatch)
     (path,) = (tmp_path / "mlruns" / "resume").rglob("last.ckpt")
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"x" * 1000, "empty": b""}[damage])
@@ -187,10 +186,7 @@ def test_run_goes_on_under_settings_that_change_no_bits(
 ) -> None:
     """The clips were moved, the state is kept less often, no progress is shown: still one run."""
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        with pytest.raises(PowerError):
-            training.train(cfg)
+    train_until(4, cfg, monkeypatch)
     moved = shutil.copytree(Path(cfg.data.root), tmp_path / "moved")
     training.train(
         tone_config("trainer.max_epochs=6", f"data.root={moved}", "resume_every_s=3", "trainer.progress_bar=false")
@@ -204,10 +200,7 @@ def test_run_goes_on_under_settings_that_change_no_bits(
 def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of its own beside the broken one, which stays as it is."""
     cfg = tone_config("trainer.max_epochs=2")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 0)
-        with pytest.raises(PowerError):
-            training.train(cfg)
+    train_until(0, cfg, monkeypatch)
     training.train(tone_config("trainer.max_epochs=2", "resume=false"))
     assert [run.status for run in training_runs(tracker_of(cfg))] == ["FAILED", "FINISHED"]
 
