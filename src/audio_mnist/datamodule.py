@@ -176,6 +176,7 @@ class ClipDataModule(LightningDataModule):
         self._batches, self._split = Batches(corpus.targets()), split
         self._front_end = features.build(feature, corpus.store.sample_rate_hz)
         self._batch_size, self._seed = batch_size, seed
+        self._device = torch.device("cpu")  # of front end and augmenter
         self._resident: ResidentClips | None = None
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where they are computed anew
 
@@ -205,10 +206,12 @@ class ClipDataModule(LightningDataModule):
         """
         rows, targets = batch
         device, trainer = targets.device, self.trainer
-        self._front_end = self._front_end.to(device)
-        self._augmenter = self._augmenter.to(device)
+        if device != self._device:
+            self._front_end, self._augmenter = self._front_end.to(device), self._augmenter.to(device)
+            self._device = device
         training = rows.place is not None
-        self._augmenter.train(training)
+        if training != self._augmenter.training:
+            self._augmenter.train(training)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # features in float32
             kept = self._kept_features("train" if training else str(dataloader_idx), device)
             seed = (self._seed, trainer.global_step if trainer else 0, _world()[0])

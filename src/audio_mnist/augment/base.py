@@ -40,10 +40,12 @@ class Augmentation(nn.Module):
         if not self.training:
             return x
         rows = (torch.rand(len(x), device=x.device) < self.probability).nonzero().squeeze(1)
+        if len(rows) == len(x):
+            return self.augment(x)
         return x.index_copy(0, rows, self.augment(x[rows])) if len(rows) else x
 
     def augment(self, x: Tensor) -> Tensor:
-        """All clips of `x`, changed, in the same shape."""
+        """All clips of `x`, changed, in the same shape; `x` itself stays as it is."""
         raise NotImplementedError
 
     def check(self, fine: bool, key: str, got: object, expected: str) -> None:

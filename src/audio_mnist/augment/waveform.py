@@ -159,7 +159,7 @@ class _Additive(Augmentation):
     def augment(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
         # a silent piece of noise, or a silent clip, has no ratio
-        audible = noise.any(dim=-1, keepdim=True) & x.any(dim=-1, keepdim=True)
+        audible = (_norm(noise) > 0) & (_norm(x) > 0)
         return torch.where(audible, add_noise(x, noise, uniform(*self.snr_db, (len(x), 1), x)), x)
 
     def noise(self, x: Tensor) -> Tensor:
@@ -228,6 +228,10 @@ class Background(_Additive):
         shift = (torch.rand(len(x), 1, device=x.device) * size).long()
         places = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short one is repeated
         return self.samples[places].unsqueeze(1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
