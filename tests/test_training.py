@@ -423,6 +423,10 @@ def test_predict_together_is_each_by_itself(tone_config: Config) -> None:
     for classifier, p in zip(classifiers, together, strict=True):
         np.testing.assert_allclose(p, classifier.predict_clips(corpus.store, rows), atol=1e-6)
     assert not np.allclose(together[0], together[2], atol=1e-4)
+    side_by_side = predict_together(classifiers, corpus.store, rows, batch_size=4, at_once=3)
+    np.testing.assert_array_equal(side_by_side, together)
+    with pytest.raises(IndexError):  # what breaks in a thread is not lost
+        predict_together(classifiers, corpus.store, np.array([10**6] * 3), batch_size=1, at_once=3)
 
 
 @pytest.mark.parametrize(

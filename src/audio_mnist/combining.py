@@ -306,7 +306,8 @@ def _predict(
     test = np.empty((len(members), len(rows), len(corpus.class_names)), dtype=np.float32)
     for rate_hz, numbers in of_rate.items():
         alike = [classifiers[number] for number in numbers]
-        test[numbers] = predict_together(alike, stores[rate_hz], rows, batch_size=batch_size)
+        at_once = devices.at_once()
+        test[numbers] = predict_together(alike, stores[rate_hz], rows, batch_size=batch_size, at_once=at_once)
     return Predictions(oof, test, rows, tuple(classifiers))
 
 

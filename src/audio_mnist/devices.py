@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from filelock import FileLock, Timeout
 
@@ -59,6 +60,11 @@ def set_up_cpu(threads: int) -> None:
         # older ones refuse more than 32 MiB here
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) or library.mallopt(_M_MMAP_THRESHOLD, 2**25)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def at_once() -> int:
+    """Threads of Python that fill the CPU's cores where each has torch's own threads."""
+    return max(1, joblib.cpu_count() // torch.get_num_threads())
 
 
 def check_compiler() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from audio_mnist import devices
 from audio_mnist.classifier import Classifier, predict_together
 from audio_mnist.ensembling import Mixture
 from audio_mnist.errors import RunError
@@ -68,7 +69,8 @@ class Predictor:
             offsets = np.cumsum([0, *map(len, clips)])
             store = WaveformStore(np.concatenate(clips).astype(np.float32, copy=False), offsets, rate_hz, Path())
             alike = [self.classifiers[i] for i in numbers]
-            p[numbers] = predict_together(alike, store, np.arange(len(clips)), batch_size=max(1, len(clips)))
+            rows, size = np.arange(len(clips)), max(1, len(clips))
+            p[numbers] = predict_together(alike, store, rows, batch_size=size, at_once=devices.at_once())
         return p
 
 
