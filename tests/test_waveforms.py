@@ -14,9 +14,10 @@ import pytest
 import soundfile
 
 from audio_mnist import waveforms
+from audio_mnist.decoding import Limits
 from audio_mnist.errors import DataError
 from audio_mnist.store import WaveformStore
-from audio_mnist.waveforms import Limits, build_store
+from audio_mnist.waveforms import build_store
 
 LIMITS = Limits(min_s=0.01, max_s=60)
 
@@ -163,6 +164,49 @@ def test_build_store_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
         build(table, tmp_path / "cache")
     assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process begins and others go on with has the bytes of a store decoded by it alone, bad clips named."""
+    paths = [write(tmp_path / f"{i:03}.wav", noise(500 + i, seed=i), 8000 if i % 3 else 11_025) for i in range(40)]
+    for number in (5, 30):
+        paths[number].write_bytes(b"")
+    stores = []
+    for alone_s, cache in ((60.0, tmp_path / "alone"), (0.0, tmp_path / "processes")):
+        monkeypatch.setattr(waveforms, "_ALONE_S", alone_s)
+        monkeypatch.setattr(waveforms, "_BLOCK", 7)
+        kept, store = build(manifest_of(*paths), cache, on_bad_clip="skip")
+        assert len(store) == len(kept) == 38
+        stores.append({path.name: path.read_bytes() for path in store.path.iterdir()})
+    assert stores[0].keys() == stores[1].keys() == {"samples.f32", "offsets.npy", "clips.csv", "meta.json"}
+    assert stores[0] == stores[1]
+
+
+def test_build_store_says_that_a_process_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that dies takes neither this process nor the cache with it."""
+    monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
+    monkeypatch.setattr(waveforms, "write_clips", _die)
+    table = manifest_of(write(tmp_path / "a.wav", noise()))
+    with pytest.raises(DataError, match=r"a process that decodes clips was ended.*a\.wav"):
+        build(table, tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_build_store_on_a_disk_that_a_process_finds_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the process becomes the same one line."""
+    monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
+    monkeypatch.setattr(waveforms, "write_clips", _find_no_room)
+    table = manifest_of(write(tmp_path / "a.wav", noise()))
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
+        build(table, tmp_path / "cache")
+
+
+def _die(*_args: object) -> None:
+    os._exit(1)
+
+
+def _find_no_room(*_args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _build_in_process(arguments: tuple[pd.DataFrame, Path]) -> tuple[str, float]:

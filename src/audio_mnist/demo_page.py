@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from audio_mnist import devices, pictures
+from audio_mnist.decoding import Limits, decode
 from audio_mnist.errors import ConfigError
 from audio_mnist.features import FrontEnd
 from audio_mnist.inference import Predictor, load_predictor
 from audio_mnist.tracking import Tracker
 from audio_mnist.validation import validate_demo
-from audio_mnist.waveforms import Limits, decode
 
 _KEPT_S = 600  # an upload stays this long
 

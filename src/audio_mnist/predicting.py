@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from audio_mnist import devices
 from audio_mnist.corpora.tables import read_table
+from audio_mnist.decoding import AUDIO_SUFFIXES, Limits, decode
 from audio_mnist.errors import DataError
 from audio_mnist.inference import Predictor, load_predictor
 from audio_mnist.paths import inside
 from audio_mnist.tracking import Tracker
 from audio_mnist.validation import validate_predict
-from audio_mnist.waveforms import AUDIO_SUFFIXES, Limits, decode
 
 log = logging.getLogger(__name__)
 _AHEAD = 4  # recordings that each decoding thread may be ahead

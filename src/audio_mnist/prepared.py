@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from audio_mnist import corpora
+from audio_mnist.decoding import Limits
 from audio_mnist.errors import DataError
 from audio_mnist.store import WaveformStore
-from audio_mnist.waveforms import Limits, build_store
+from audio_mnist.waveforms import build_store
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,36 @@
 """Decode, check and resample every clip once -> one store on disk that all runs share."""
 
+import contextlib
 import hashlib
-import io
-import itertools
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Generator
+from concurrent.futures.process import BrokenProcessPool
+from itertools import repeat
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import soundfile
-import soxr
 from filelock import FileLock
+from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from audio_mnist.config import fingerprint
+from audio_mnist.decoding import Limits, Written, write_clip, write_clips
 from audio_mnist.errors import DataError
 from audio_mnist.store import WaveformStore
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the stored samples would differ
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
-_BLOCK = 256  # clips decoded ahead of the writer
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a clip must keep to.
-
-    Attributes:
-        min_s: shortest duration, s.
-        max_s: longest duration, s.
-        group: of the config keys that set them, for messages.
-    """
-
-    min_s: float
-    max_s: float
-    group: str = "data."
-
-
-class _UnusableError(Exception):
-    """Why one clip cannot be used."""
-
-
-class _Bytes(io.BytesIO):
-    """A file in memory for libsndfile, which a damaged header sends to places before its start."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        try:
-            return super().seek(offset, whence)
-        except ValueError:
-            return -1  # an error to libsndfile
+_ALONE_S = 1.0  # about what it takes to start processes
+_BLOCK = 256  # clips that a process decodes at a time
 
 
 def build_store(
@@ -126,34 +100,6 @@ def build_store(
     return kept, store
 
 
-def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
-    """All recordings of a folder, at any depth, in the order of their names.
-
-    Args:
-        folder: that is searched.
-        rate_hz: they are resampled to it.
-        key: of the config, for the message.
-
-    Returns:
-        (T_i,) float32 each, held in memory.
-
-    Raises:
-        DataError: no such folder, no recording in it, or one that cannot be read.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{key}={folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not paths:
-        raise DataError(f"{key}={folder}: no recordings found (wav, flac, ogg, mp3)")
-    recordings = []
-    for path in paths:
-        samples, _, _, reason = _try_decode(str(path), rate_hz, Limits(0.0, float("inf")))
-        if samples is None:
-            raise DataError(f"{key}: {path}: {reason}")
-        recordings.append(samples)
-    return recordings
-
-
 def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     for left_behind in folder.parent.glob(f"{folder.name}.*.partial"):
@@ -162,19 +108,13 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
     try:
         paths = manifest["path"].tolist()
         rate_hz = sample_rate_hz or _commonest_rate(paths)
-        rows, sizes = [], [0]
-        with open(partial / "samples.f32", "wb") as file:
-            progress = tqdm(total=len(paths), desc="decoding", unit="clip", disable=not sys.stderr.isatty())
-            for samples, content, duration_s, reason in _decoded(paths, rate_hz, limits):
-                if samples is not None:
-                    file.write(samples.tobytes())
-                    sizes.append(len(samples))
-                rows.append((content, duration_s, reason))
-                progress.update()
-            progress.close()
-        table = pd.DataFrame(rows, columns=["content", "duration_s", "reason"])
+        decoded = _decode_all(paths, rate_hz, limits, partial)
+        bar = tqdm(decoded, total=len(paths), desc="decoding", unit="clip", disable=not sys.stderr.isatty())
+        with contextlib.closing(decoded):
+            table = pd.DataFrame(bar, columns=Written._fields)
+        sizes = table.pop("samples")[table["reason"] == ""]
         table.to_csv(partial / "clips.csv", index=False)
-        np.save(partial / "offsets.npy", np.cumsum(sizes))
+        np.save(partial / "offsets.npy", np.cumsum([0, *sizes]))
         if on_bad_clip == "skip" or not (table["reason"] != "").any():
             log.info("decoded %d clips at %d Hz into %s", len(paths), rate_hz, folder)
         meta = {"version": VERSION, "sample_rate_hz": rate_hz, "files": _checksums(partial)}
@@ -184,91 +124,49 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _decoded(paths: list[str], rate_hz: int, limits: Limits) -> Iterator[tuple]:
-    """In order, from a pool of threads (decoding and resampling release the lock), a block ahead at most."""
-    remaining: Iterable[str] = iter(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while block := list(itertools.islice(remaining, _BLOCK)):
-            yield from pool.map(lambda path: _try_decode(path, rate_hz, limits), block)
+def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -> Generator[Written, None, None]:
+    """Writes all clips' samples, in order, and yields what else is known of each.
 
-
-def _try_decode(path: str, rate_hz: int, limits: Limits) -> tuple[np.ndarray | None, str, float, str]:
-    try:
-        samples, content, duration_s = _decode(Path(path), rate_hz, limits)
-    except _UnusableError as reason:
-        return None, "", 0.0, str(reason)
-    return samples, content, duration_s, ""
-
-
-def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
-    """One recording at its own rate.
-
-    Returns:
-        (T,) float32 mono and its rate in Hz, or None, 0 and why it cannot be used.
+    By this process alone for `_ALONE_S`, in which it decodes thousands of short
+    clips; then by processes, one a core. Threads would be slower than one: a
+    short clip's decoding gives Python's lock away for microseconds at a time.
     """
-    try:
-        _, samples, native_hz = _read(Path(path), limits)
-    except _UnusableError as reason:
-        return None, 0, str(reason)
-    return samples.astype(np.float32, copy=False), native_hz, ""
-
-
-def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, float]:
-    encoded, samples, native_hz = _read(path, limits)
-    duration_s = len(samples) / native_hz
-    if native_hz != rate_hz:
-        samples = soxr.resample(samples, native_hz, rate_hz, quality="HQ")
-        if len(samples) == 0:
-            raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
-    return samples.astype(np.float32, copy=False), hashlib.sha256(encoded).hexdigest(), duration_s
-
-
-def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
-    """(bytes of the file, (T,) samples of its mean channel, rate in Hz)."""
-    try:
-        encoded = path.read_bytes()
-    except FileNotFoundError:
-        raise _UnusableError("no such file") from None
-    except OSError as error:
-        raise _UnusableError(f"cannot be read ({error.strerror})") from None
-    if not encoded:
-        raise _UnusableError("the file is empty (0 bytes)")
-    try:
-        with soundfile.SoundFile(_Bytes(encoded)) as file:
-            native_hz = file.samplerate
-            if file.frames > limits.max_s * native_hz:
-                raise _UnusableError(
-                    f"{file.frames / native_hz:.1f} s long, more than {limits.group}max_clip_s={limits.max_s:g}; "
-                    "cut it or raise that"
-                )
-            samples = file.read(dtype="float32", always_2d=True)
-            samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # a mean costs half a decoding
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
-    if len(samples) == 0:
-        raise _UnusableError("it has no samples")
-    if not np.isfinite(samples).all():
-        raise _UnusableError("it has samples that are NaN or infinite")
-    duration_s = len(samples) / native_hz
-    if duration_s < limits.min_s:
-        raise _UnusableError(
-            f"{len(samples)} samples ({duration_s:.4f} s), less than {limits.group}min_clip_s={limits.min_s:g}"
-        )
-    if not samples.any():
-        raise _UnusableError("it is silent: every sample is zero")
-    return encoded, samples, native_hz
-
-
-def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the memory address of what was opened."""
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+    began, done = time.monotonic(), 0
+    with open(partial / "samples.f32", "wb") as file:
+        while done < len(paths) and time.monotonic() - began < _ALONE_S:
+            yield write_clip(paths[done], rate_hz, limits, file)
+            done += 1
+        blocks = [paths[start : start + _BLOCK] for start in range(done, len(paths), _BLOCK)]
+        if not blocks:
+            return
+        parts = [partial / f"part{number}" for number in range(len(blocks))]
+        # a worker whose parent was killed ends when it has had nothing to do for a while
+        options = {"timeout": 10, "initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        pool = ProcessPoolExecutor(joblib.cpu_count(), **options)
+        try:
+            for part, written in zip(
+                parts, pool.map(write_clips, blocks, repeat(rate_hz), repeat(limits), parts), strict=True
+            ):
+                with open(part, "rb") as samples:
+                    shutil.copyfileobj(samples, file, 2**20)
+                part.unlink()
+                done += len(written)
+                yield from written
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that decodes clips was ended, for want of memory or by a recording that breaks the decoder, "
+                f"one of the few hundred from {paths[done]} on"
+            ) from None
+        finally:
+            pool.shutdown(kill_workers=True)
 
 
 def _commonest_rate(paths: list[str]) -> int:
     rates: dict[int, int] = {}
     for path in paths:
         try:
-            rate = soundfile.info(path).samplerate
+            with soundfile.SoundFile(path) as file:
+                rate = file.samplerate
         except (OSError, soundfile.SoundFileError, RuntimeError):
             continue  # reported with its reason when it is decoded
         rates[rate] = rates.get(rate, 0) + 1

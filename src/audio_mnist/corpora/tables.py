@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from audio_mnist.corpora import required_root
+from audio_mnist.decoding import AUDIO_SUFFIXES
 from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.paths import inside
-from audio_mnist.waveforms import AUDIO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
