@@ -1,0 +1,82 @@
+"""A large corpus decoded: python -m tests.benchmarks.store [FOLDER] (11 GB of disk, 105,000 clips of 1 s at 16 kHz)
+
+1. Building the waveform store, from the manifest to the corpus as runs use it / decoding the same files with
+   soundfile, in as many threads as there are cores. Once each: the clips are in the page cache for both.
+2. Finding the store again.
+"""
+
+import csv
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from audio_mnist.config import to_plain
+from audio_mnist.prepared import prepare
+from tests.benchmarks.timing import composed, machine
+
+CLIPS, FEW, RATE_HZ = 105_000, 1_000, 16_000
+
+
+def make_corpus(folder: Path, source: Path) -> None:
+    """Real clips in windows of one second, each with noise of its own, and manifests of all and of a few."""
+    rng = np.random.default_rng(0)
+    noises = rng.standard_normal((100, RATE_HZ), dtype=np.float32)
+    originals = []
+    for path in sorted(source.glob("*.wav")):
+        samples, rate = soundfile.read(path, dtype="float32")
+        window = np.zeros(RATE_HZ, dtype=np.float32)
+        samples = soxr.resample(samples, rate, RATE_HZ)[:RATE_HZ]
+        window[: len(samples)] = samples
+        originals.append((path.name.split("_")[0], window))
+    rows = []
+    for number in tqdm(range(CLIPS), desc="making clips"):
+        label, window = originals[number % len(originals)]
+        path = folder / str(number // 1000) / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.roll(noises[number % 100], number)
+        soundfile.write(path, 0.9 * window + 0.003 * rng.uniform(0.5, 2) * noise, RATE_HZ, subtype="PCM_16")
+        rows.append((path, label))
+    for name, count in (("all.csv", CLIPS), ("few.csv", FEW)):
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file).writerows([("path", "label"), *rows[:: CLIPS // count]])
+
+
+def corpus_in(folder: Path) -> None:
+    """Makes the clips and manifests of `make_corpus` where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "few.csv").exists():
+        make_corpus(folder, Path(os.environ["AUDIO_MNIST_DATA"]) / "fsdd" / "recordings")
+
+
+def main(folder: Path) -> None:
+    print(machine())
+    corpus_in(folder)
+    paths = [folder / str(n // 1000) / f"{n}.wav" for n in range(CLIPS)]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda path: len(soundfile.read(path, dtype="float32")[0]), paths))
+    decoding = time.perf_counter() - began
+    data = to_plain(composed("data=csv", f"data.manifest={folder}/all.csv", f"data.cache_dir={folder}/cache"))["data"]
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        prepare(data)
+        times.append(time.perf_counter() - began)
+    print(f"store of {CLIPS:,} clips: {times[0]:.1f} s; soundfile alone, in threads: {decoding:.1f} s")
+    print(f"  ratio {times[0] / decoding:.2f}; found again in {times[1]:.1f} s")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]).resolve())
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary))
