@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from audio_mnist import features
 from audio_mnist.augment import Augmentation, Augmenter, Placement
+from audio_mnist.augment.waveform import middle
 from audio_mnist.config import to_plain
 from audio_mnist.datamodule import ShuffledBatches
 from audio_mnist.errors import ConfigError, DataError
@@ -103,6 +105,20 @@ def test_pitch_moves_the_pitch_and_keeps_the_time(noise_folder: Path) -> None:
     assert len(peaks) == 3
     np.testing.assert_allclose(sorted(peaks), [1000 / 2 ** (1 / 12), 1000, 1000 * 2 ** (1 / 12)], atol=8)
     assert (out[:, 0, -500:].square().mean(dim=1) > 0.1).all()
+
+
+def test_pitch_is_that_of_torchaudio(noise_folder: Path) -> None:
+    """Two semitones down and up: two tones have the power of torchaudio's in each mel band that has any."""
+    module = build("pitch", noise_folder, semitones=2)
+    x = tone(1, 700.0) + tone(1, 1100.0)
+    mel = torchaudio.transforms.MelSpectrogram(RATE_HZ, n_fft=256, n_mels=20)
+    for number in (0, 4):
+        ours = middle(module.change(x, number), RATE_HZ)
+        peer = torchaudio.functional.pitch_shift(x, RATE_HZ, number - 2, n_fft=256)
+        ours_db, peer_db = (10 * mel(y)[0, 0].mean(dim=1).log10() for y in (ours, peer))
+        strong = peer_db > peer_db.max() - 30
+        np.testing.assert_allclose(ours_db[strong], peer_db[strong], atol=2.0)
+        assert not np.allclose(ours_db[strong], (10 * mel(x)[0, 0].mean(dim=1).log10())[strong], atol=2.0)
 
 
 @pytest.mark.parametrize("name", ["noise", "background"])

@@ -75,7 +75,10 @@ class Pitch(_Grouped):
     Raises:
         ConfigError: an argument is out of range.
 
-    Source: `torchaudio.functional.pitch_shift` (phase vocoder).
+    Source: `torchaudio.functional.pitch_shift`, a phase vocoder and a resampling.
+    Deviation: factors are rounded to hundredths (4 cents of a semitone's 100 at most
+    for 2 semitones), since the ratio of the exact ones has a filter of as many
+    phases as a second has samples, which takes seconds a batch.
     """
 
     name = "pitch"
@@ -83,11 +86,18 @@ class Pitch(_Grouped):
     def __init__(self, sample_rate_hz: int, *, semitones: int, **base) -> None:
         super().__init__(sample_rate_hz, [float(s) for s in range(-semitones, semitones + 1)], 0.0, **base)
         self.check(1 <= semitones <= 12, "semitones", semitones, "1 to 12")
-        self.n_fft = 2 ** round(math.log2(0.032 * sample_rate_hz))  # 32 ms, usual for speech
+        self.factors = [round(2 ** (s / 12), 2) for s in self.strengths]
+        n_fft = 2 ** round(math.log2(0.032 * sample_rate_hz))  # 32 ms, usual for speech
+        hop = n_fft // 4
+        self.spectrum = torchaudio.transforms.Spectrogram(n_fft, hop_length=hop, power=None)
+        self.stretch = torchaudio.transforms.TimeStretch(hop, n_fft // 2 + 1)
+        self.waveform = torchaudio.transforms.InverseSpectrogram(n_fft, hop_length=hop)
+        self.resample = nn.ModuleList(torchaudio.transforms.Resample(round(100 * f), 100) for f in self.factors)
 
     def change(self, x: Tensor, number: int) -> Tensor:
-        steps = int(self.strengths[number])
-        return torchaudio.functional.pitch_shift(x, self.sample_rate_hz, steps, n_fft=self.n_fft)
+        factor = self.factors[number]
+        longer = self.stretch(self.spectrum(x), 1 / factor)  # at the same pitch
+        return self.resample[number](self.waveform(longer, round(factor * x.shape[-1])))
 
 
 class Gain(Augmentation):
