@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _FILE = "sweep.json"
+_LISTED = 20  # most runs that did not finish, of a sweep that may have hundreds
 RESULT_FILE = "result.json"  # in a job's folder: metrics of a run that is not tracked
 ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
 
@@ -165,7 +166,7 @@ def finish() -> int:
     before = sum(job.key in sweep.taken_over for job in sweep.jobs)
     total += f", {before} of them before" if before else ""
     text.append(total + (":" if unfinished else ""))
-    text += unfinished
+    text += _listed(unfinished)
     if isinstance(tracker, tracking.Tracker):
         text += _next(sweep, distinct, mlflow_pages.save_view(tracker))
     else:
@@ -219,6 +220,13 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
             metrics = json.loads(path.read_text())
             found[job.config_fingerprint] = tracking.RunRecord("untracked", "", "FINISHED", None, tags, metrics)
     return found
+
+
+def _listed(unfinished: list[str]) -> list[str]:
+    """Those first that say why."""
+    ordered = sorted(unfinished, key=lambda line: line.endswith(": not run"))
+    more = len(ordered) - _LISTED
+    return ordered[:_LISTED] + ([f"  and {more} more"] if more > 0 else [])
 
 
 def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
