@@ -36,6 +36,7 @@ from tests.conftest import PROJECT, composed
         (["experiment=original"], "feature.padding", "after_scaling"),
         (["experiment=original"], "augment.placement", {"copies": 5, "redraw": False}),
         (["experiment=original"], "optimizer.name", "adam"),
+        (["experiment=original"], "trainer.precision", "32-true"),
         (["model.depth=2"], "model.depth", 2),
         (["trainer=ddp"], "trainer.strategy", "ddp"),
         (["trainer.max_epochs=3"], "trainer.max_epochs", 3),
