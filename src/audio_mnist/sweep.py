@@ -6,6 +6,7 @@ sweep's folder, which works with any launcher that shares the file system.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import shlex
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,11 @@ class SweepCallback(Callback):
         except BaseException:
             workers.stop()
             raise
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """All runs are over and tracked: the workers need not take seconds to end by themselves."""
+        if _current is not None and _current.starting is not None:
+            workers.stop()
 
 
 def is_here() -> bool:
@@ -249,7 +256,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     from audio_mnist.prepared import PreparedCorpus, prepare
 
     overrides = _job_overrides(config)
-    configs = [validate_train(_compose(config_name, job)) for job in overrides]
+    configs = [validate_train(cfg) for cfg in _compose_all(config_name, overrides)]
     plains = [to_plain(cfg) for cfg in configs]
     corpora: dict[str, PreparedCorpus] = {}
     cut: dict[str, Folds] = {}
@@ -375,12 +382,23 @@ def _job(overrides: str, config: dict[str, Any], key: str) -> Job:
     )
 
 
-def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+def _compose_all(config_name: str, jobs: list[list[str]]) -> Iterator[DictConfig]:
+    """The configs of all jobs. Those that differ in nothing but the fold are composed once: it takes a tenth second."""
     from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    composed: dict[tuple[str, ...], DictConfig] = {}
     try:
-        return compose(config_name, overrides)
+        for overrides in jobs:
+            folds = [override for override in overrides if override.startswith("fold=")]
+            others = tuple(override for override in overrides if override not in folds)
+            if others not in composed:
+                composed[others] = compose(config_name, list(others))
+            cfg = copy.deepcopy(composed[others])
+            for override in OverridesParser.create().parse_overrides(folds):
+                OmegaConf.update(cfg, "fold", override.value())
+            yield cfg
     except HydraException as error:
         raise AudioMnistError(str(error)) from None
 

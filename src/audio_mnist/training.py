@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import functools
 import io
+import json
 import logging
 import math
 import os
@@ -63,7 +65,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     if sweep_dir is not None:  # the sweep has said it once
         for name in ("audio_mnist.waveforms", "audio_mnist.corpora"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    corpus = prepare(settings["data"])
+    own = json.dumps([str(sweep_dir), settings["data"]])
+    corpus = _prepared_once(own) if sweep_dir else prepare(settings["data"])
     folds = assign_folds(corpus.manifest, **settings["folds"])
     split = split_clips(corpus.manifest, folds, fold=cfg.fold, selection=cfg.selection, inner_folds=cfg.inner_folds)
     if sweep_dir is None:
@@ -111,6 +114,12 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
                     "mend that and give the command again: it goes on from its last kept state"
                 ) from None
             raise
+
+
+@functools.lru_cache(1)
+def _prepared_once(sweep_and_data: str) -> PreparedCorpus:
+    """The corpus of a sweep, of whose runs this process trains several."""
+    return prepare(json.loads(sweep_and_data)[1])
 
 
 def _open(

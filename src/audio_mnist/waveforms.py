@@ -22,6 +22,7 @@ from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
+from audio_mnist import workers
 from audio_mnist.config import fingerprint
 from audio_mnist.decoding import Limits, Written, write_clip, write_clips
 from audio_mnist.errors import DataError
@@ -144,21 +145,22 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
         options = {"timeout": 10, "initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         pool = ProcessPoolExecutor(joblib.cpu_count(), **options)
         try:
-            for part, written in zip(
-                parts, pool.map(write_clips, blocks, repeat(rate_hz), repeat(limits), parts), strict=True
-            ):
+            results = pool.map(write_clips, blocks, repeat(rate_hz), repeat(limits), parts)
+            for part, written in zip(parts, results, strict=True):
                 with open(part, "rb") as samples:
                     shutil.copyfileobj(samples, file, 2**20)
                 part.unlink()
                 done += len(written)
                 yield from written
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that decodes clips was ended, for want of memory or by a recording that breaks the decoder, "
-                f"one of the few hundred from {paths[done]} on"
-            ) from None
-        finally:
-            pool.shutdown(kill_workers=True)
+        except BaseException as error:
+            workers.kill(pool)
+            if isinstance(error, BrokenProcessPool):
+                raise DataError(
+                    "a process that decodes clips was ended, for want of memory or by a recording that breaks the "
+                    f"decoder, one of the few hundred from {paths[done]} on"
+                ) from None
+            raise
+        pool.shutdown()
 
 
 def _commonest_rate(paths: list[str]) -> int:

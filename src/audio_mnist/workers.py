@@ -7,9 +7,12 @@ import signal
 import threading
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from joblib.externals.loky import ProcessPoolExecutor
 
 _WATCH_S = 2.0
 busy = threading.Lock()  # held in a worker while it trains
@@ -44,12 +47,18 @@ def start(launcher: DictConfig, tracking_uri: str | None, jobs: int) -> threadin
 
 
 def stop() -> None:
-    """Ends the processes at once."""
+    """Ends the processes at once, with whatever they do."""
     from joblib.externals.loky import reusable_executor
 
-    warnings.filterwarnings("ignore", message="Failed to delete temporary folder")  # which a killed one holds
     if reusable_executor._executor is not None:
-        reusable_executor._executor.shutdown(wait=True, kill_workers=True)
+        kill(reusable_executor._executor)
+
+
+def kill(executor: "ProcessPoolExecutor") -> None:
+    """Ends the processes of a pool at once."""
+    warnings.filterwarnings("ignore", message="Failed to delete temporary folder")  # which a killed one holds
+    warnings.filterwarnings("ignore", message="Failed to kill subprocesses")  # of theirs, without pgrep
+    executor.shutdown(wait=True, kill_workers=True)
 
 
 def _start(options: dict[str, Any], tracking_uri: str | None, jobs: int) -> None:
