@@ -3,6 +3,7 @@
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from audio_mnist import ablation, report
@@ -35,7 +36,26 @@ def test_render_leaves_out_a_variant_that_is_not_whole(monkeypatch: pytest.Monke
     monkeypatch.setattr(ablation, "read", lambda _tracker, runs, _title_of: found[runs[0].id])
     runs = {i: [RunRecord(i, i, "FINISHED", None, {"feature": "mel", "seed": "0", "fold": "0"}, {})] for i in found}
     tracker = cast(Tracker, None)
-    text = ablation.render(tracker, {"default": runs["1"], "other": runs["2"], "half": []}, None)
+    titles = {"default": {"1": "Mel"}, "other": {"2": "Mel"}}
+    text = ablation.render(tracker, {"default": runs["1"], "other": runs["2"], "half": []}, titles, None)
     assert "│ other" in text and "│ half" not in text
-    assert text.endswith("left out, since not all of their runs finished: half\n")
-    assert ablation.render(tracker, {"default": [], "other": runs["2"]}, None) == ""
+    assert text.endswith("left out, since not all of their runs finished or they score other clips: half\n")
+    assert ablation.render(tracker, {"default": [], "other": runs["2"]}, titles, None) == ""
+
+
+def test_read_tells_runs_apart_by_their_titles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of a fold that differ in a setting are two members; each clip counts once."""
+    p = {"1": 0.9, "2": 0.3, "3": 0.8, "4": 0.6}  # of the right class
+    clips = {"1": "a", "2": "a", "3": "b", "4": "b"}
+
+    def logged(_tracker: Tracker, run_id: str) -> pd.DataFrame:
+        row = {"clip_id": clips[run_id], "label": "x", "predicted": "x", "p:x": p[run_id], "p:y": 1 - p[run_id]}
+        return pd.DataFrame([row])
+
+    monkeypatch.setattr(ablation, "logged_predictions", logged)
+    runs = [RunRecord(i, i, "FINISHED", None, {"fold": str(int(i > "2"))}, {}) for i in p]
+    titles = {"1": "batch 32", "2": "batch 64", "3": "batch 32", "4": "batch 64"}
+    found = ablation.read(cast(Tracker, None), runs, titles)
+    assert found is not None and found.clips == ("a", "b")
+    assert found.singles == {"batch 32": 1.0, "batch 64": 0.5}
+    np.testing.assert_allclose(found.loss, -np.log([0.6, 0.7]))

@@ -214,6 +214,25 @@ def test_augmenter_repeats_by_its_seed_alone() -> None:
     assert first[1].shape == (6, 10)
 
 
+def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
+    """Filter and noise fill the window; a feature that scales a clip's own frames still has zeros around them."""
+    x = torch.zeros(16, 1, RATE_HZ)
+    x[..., 3000:5000] = torch.randn(16, 1, 2000, generator=torch.Generator().manual_seed(0))
+    feature = {"name": "mel", "window_ms": 32.0, "hop_ms": 10.0, "n_mels": 20, "padding": "after_scaling"}
+    front_end = features.build(feature, RATE_HZ)
+    always = {"probability": 1.0}
+    fast = OFF | {"speed": OFF["speed"] | always | {"low": 1.25, "high": 1.25, "choices": 1}}
+    noisy = fast | {"filter": OFF["filter"] | always, "noise": OFF["noise"] | always}
+    targets = torch.zeros(16, dtype=torch.int64)
+    clean, loud = (
+        Augmenter(settings, RATE_HZ).train()(x, targets, front_end, 2, (0, 0, 0))[0] for settings in (fast, noisy)
+    )
+    silent = (clean == 0).all(dim=2)
+    assert 0.75 < silent.float().mean() < 0.85  # 1,600 of 8,000 samples sound
+    assert torch.equal((loud == 0).all(dim=2), silent)
+    assert not torch.allclose(loud, clean, atol=0.1)
+
+
 def test_augmenter_does_nothing_in_evaluation_or_with_all_off() -> None:
     """The front end's features and the class numbers."""
     front_end, x, y = features.build(MEL, RATE_HZ), tone(3), torch.arange(3)

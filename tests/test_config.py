@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from audio_mnist.config import fingerprint, recipe, to_plain
+from audio_mnist.config import fingerprint, recipe, to_plain, without_password
 from audio_mnist.errors import ConfigError
 from audio_mnist.validation import validate_ensemble, validate_train
 from tests.conftest import PROJECT, composed
@@ -129,6 +131,22 @@ def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
     """As for training."""
     with pytest.raises(ConfigError, match=message):
         validate_ensemble(composed(*overrides, name="ensemble"))
+
+
+def test_without_password() -> None:
+    """Addresses of stores as they may be logged."""
+    assert without_password("postgresql://u:p%40w@host:5432/db") == "postgresql://u:***@host:5432/db"
+    for uri in ("sqlite:///mlruns/mlflow.db", "http://127.0.0.1:5000", "postgresql://u@host/db", "databricks"):
+        assert without_password(uri) == uri
+
+
+def test_runs_side_by_side_have_a_core_for_each_thread() -> None:
+    """The launcher's n_jobs on the CPU."""
+    for threads in (1, cpu_count(), 10 * cpu_count()):
+        overrides = [f"trainer.threads={threads}", "trainer.accelerator=cpu"]
+        with initialize_config_dir(str(PROJECT / "conf"), version_base=None):
+            launcher = compose("train", overrides, return_hydra_config=True).hydra.launcher
+        assert launcher.n_jobs == max(1, cpu_count() // threads)
 
 
 def test_every_variant_changes_one_thing() -> None:

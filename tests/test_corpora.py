@@ -132,6 +132,14 @@ def test_folder_errors_name_the_folder(tmp_path: Path) -> None:
         corpora.load(data("data=folder", f"data.root={tmp_path}"))
 
 
+def test_folder_of_splits_is_not_taken_for_classes(tmp_path: Path) -> None:
+    """root/train/CLASS and root/Test/CLASS: two classes named train and Test mean nothing."""
+    for split in ("train", "Test"):
+        touch(tmp_path / split / "yes" / "a.wav")
+    with pytest.raises(DataError, match=r"folders are named Test, train, as splits are.*data=csv"):
+        corpora.load(data("data=folder", f"data.root={tmp_path}"))
+
+
 def test_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreadable class folder is an error, not an empty class."""
     root = write_tones(tmp_path / "tones", clips=2)

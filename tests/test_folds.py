@@ -77,6 +77,16 @@ def test_assign_folds_ignores_the_order_of_rows() -> None:
     )
 
 
+def test_assign_folds_says_for_whom_scores_hold() -> None:
+    """Whether speakers are shared, or are not known at all."""
+    known = manifest()
+    assert any("folds share speakers" in note for note in assign_folds(known, count=3, group="none", seed=0).notes)
+    assert assign_folds(known, count=3, group="speaker", seed=0).notes == ()
+    for group in ("none", "auto"):
+        (note,) = assign_folds(known.assign(speaker=""), count=3, group=group, seed=0).notes
+        assert note.startswith("who speaks in which clip is not known")
+
+
 def test_assign_folds_other_seed_other_folds() -> None:
     """The seed decides, and the fingerprint shows it."""
     table = manifest()

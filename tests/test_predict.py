@@ -82,6 +82,30 @@ def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatc
     assert cut.read_bytes() == text and len(decoded) == 24 - 9 + first + 24
 
 
+def test_half_of_a_long_recording_is_predicted_again(trained: Trained, tmp_path: Path) -> None:
+    """Its windows that were written before the disk was full do not make the others be missed."""
+    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    audio = f"[{','.join(trained.test[:2])}]"
+    predicting.predict(trained.config(audio, whole, "window_s=0.1"))
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for kept in (lines, lines[:-2], [*lines[:-2], lines[-2][:9]], lines[:3]):
+        cut.write_bytes(b"".join(kept))
+        predicting.predict(trained.config(audio, cut, "window_s=0.1"))
+        assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_middle_of_a_long_recording_is_what_the_whole_has_there(trained: Trained, tmp_path: Path) -> None:
+    """What is cut off to save memory changes no answer, resampled or not."""
+    predictor = inference.load_predictor(trained.tracker, "latest")
+    for rate in (8000, 11_025):
+        long = (0.1 * np.random.default_rng(rate).standard_normal(round(9.3 * rate))).astype(np.float32)
+        soundfile.write(tmp_path / f"{rate}.wav", long, rate, subtype="FLOAT")
+        assert len(predicting._middle(long, rate, 4 * predictor.window_s)) < len(long) / 2
+        predicting.predict(trained.config(tmp_path / f"{rate}.wav", tmp_path / f"{rate}.csv"))
+        p = table(tmp_path / f"{rate}.csv").filter(like="p:").to_numpy()
+        np.testing.assert_allclose(p, predictor.predict([(long, rate)]), atol=1e-5)
+
+
 def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path) -> None:
     """A csv with other columns is refused by name and kept."""
     output = tmp_path / "out.csv"

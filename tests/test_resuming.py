@@ -218,6 +218,70 @@ def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config:
     assert key != resuming.job_key(settings, "corpus", "folds")
 
 
+def test_other_noise_is_another_job(tmp_path: Path, tone_config: Callable[..., DictConfig]) -> None:
+    """A recording replaced in the folder of background noise, under the same name."""
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "a.wav").write_bytes(b"one")
+    folder = f"augment.background.folder={tmp_path}/noise"
+    on, off = (to_plain(tone_config(folder, f"augment.background.probability={p}")) for p in (0.5, 0.0))
+    before = [resuming.job_key(settings, "corpus", "folds") for settings in (on, off)]
+    (tmp_path / "noise" / "a.wav").write_bytes(b"other")
+    after = [resuming.job_key(settings, "corpus", "folds") for settings in (on, off)]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_place_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One database has one, however it is named and wherever it is moved; a server's runs belong to a folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(uri: str, folder: str | None = None) -> dict:
+        return {"tracking": {"uri": uri, "experiment": "e"}, "resume_dir": folder}
+
+    relative = of("sqlite:///mlruns/mlflow.db")
+    here = resuming.resume_dir(relative)
+    assert here == resuming.resume_dir(of(f"sqlite:///{tmp_path}/mlruns/../mlruns/mlflow.db"))
+    assert here.parent == tmp_path / "mlruns" / "resume" and resuming.place(relative) == ""
+    monkeypatch.chdir(tmp_path.parent)
+    moved = resuming.resume_dir(relative)
+    assert moved != here and moved.name == here.name
+    uris = (f"sqlite:///{tmp_path}/a/mlflow.db", f"sqlite:///{tmp_path}/b/mlflow.db", "http://x:1", "http://y:1")
+    assert len({resuming.resume_dir(of(uri, "shared")) for uri in uris}) == 4
+    assert resuming.place(of("http://x:1")) != resuming.place(of("http://x:1", "shared")) != ""
+
+
+def test_run_of_another_place_is_not_gone_on_with(
+    tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may still be trained there: it stays as it is, and this one is trained beside it."""
+    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=4")
+    monkeypatch.setattr(resuming, "place", lambda _: "elsewhere:/mlruns")
+    train_until(2, cfg, monkeypatch)
+    monkeypatch.setattr(resuming, "place", lambda _: "here:/mlruns")
+    training.train(cfg)
+    statuses = {run.tags["place"]: run.status for run in training_runs(tracker_of(cfg))}
+    assert statuses == {"elsewhere:/mlruns": "FAILED", "here:/mlruns": "FINISHED"}
+
+
+def test_run_trained_anew_holds_its_lock(
+    tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """resume=false: nobody goes on with it while it lives."""
+    cfg = tone_config("resume=false")
+    folder = resuming.resume_dir(to_plain(cfg))
+    seen = []
+    plain = Classifier.on_train_epoch_end
+
+    def look(self: Classifier) -> None:
+        (run,) = training_runs(tracker_of(cfg))
+        seen.append(resuming.is_held(folder, run.tags["job"]))
+        plain(self)
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_end", look)
+    training.train(cfg)
+    (run,) = training_runs(tracker_of(cfg))
+    assert seen == [True] and not resuming.is_held(folder, run.tags["job"])
+
+
 SWEEP = (
     *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1", "folds.count=2"),
     *("trainer.batch_size=4", "trainer.accelerator=cpu", "trainer.max_epochs=60", "resume_every_s=0.5", "-m"),
@@ -247,7 +311,7 @@ def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
     assert larger.returncode == 0, larger.stdout + larger.stderr
     assert "4 of them are finished already" in larger.stdout and "8 of 8 runs finished" in larger.stdout
     assert len(training_runs(tracker)) == 8
-    assert len(tracker.latest_sweep()) == 8  # what ensemble.py run_ids=latest combines
+    assert len(tracker.latest_sweep()[1]) == 8  # what ensemble.py run_ids=latest combines
     anew = untraced(tmp_path, *quick[:-1], "resume=false", "-m")
     assert anew.returncode == 0 and "finished already" not in anew.stdout
     assert len(training_runs(tracker)) == 12

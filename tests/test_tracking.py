@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.errors import RunError
-from audio_mnist.tracking import Tracker
+from audio_mnist.tracking import Tracker, list_of
 
 
 def uri_of(folder: Path) -> str:
@@ -41,7 +41,7 @@ def test_tracker_by_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
 def test_tracker_keeps_runs_under_their_sweep(tmp_path: Path) -> None:
     """children lists them in order with tags and last metrics; latest_sweep passes over one without finished runs."""
     tracker = Tracker(uri_of(tmp_path), "audio-mnist")
-    old, new = (tracker.start(name, kind="sweep", tags={}, params={}) for name in ("old", "new"))
+    old, new = (tracker.start(n, kind="sweep", tags={"begun": b}, params={}) for n, b in (("old", "1"), ("new", "2")))
     good = tracker.start("a", kind="train", tags={"fold": "0"}, params={}, parent_id=old.id)
     good.log_metrics({"best/accuracy": 0.5})
     good.end("FINISHED")
@@ -50,7 +50,18 @@ def test_tracker_keeps_runs_under_their_sweep(tmp_path: Path) -> None:
     children = tracker.children(old.id)
     assert [(c.name, c.status, c.tags["fold"]) for c in children] == [("a", "FINISHED", "0"), ("b", "FAILED", "1")]
     assert children[0].metrics == {"best/accuracy": 0.5} and children[0].parent_id == old.id
-    assert [run.id for run in tracker.latest_sweep()] == [good.id]
+    parent, finished, newer = tracker.latest_sweep()
+    assert parent is not None and parent.id == old.id and [run.id for run in finished] == [good.id] and newer == 1
+
+
+def test_run_lists_are_not_cut(tmp_path: Path) -> None:
+    """Hundreds of runs that a sweep took over, more than one of MLflow's tags holds."""
+    tracker = Tracker(uri_of(tmp_path), "audio-mnist")
+    ids = [f"{number:032x}" for number in range(1050)]
+    run = tracker.start("a", kind="sweep", tags={}, params={})
+    run.set_list("taken_over", ids)
+    found = tracker.get(run.id)
+    assert found is not None and sorted(list_of(found.tags, "taken_over")) == ids
 
 
 def test_run_artifacts_come_back_and_missing_ones_are_named(tmp_path: Path) -> None:

@@ -411,6 +411,20 @@ def test_speeds_average_the_predictions(tone_config: Config) -> None:
     assert not np.allclose(*said, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_train_clips_gradients(tone_config: Config, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either arithmetic the norm of all gradients is what trainer.gradient_clip_val allows."""
+    norms = []
+
+    def look(self: Classifier, _optimizer: torch.optim.Optimizer) -> None:  # those of the step before
+        gradients = [p.grad.square().sum() for p in self.parameters() if p.grad is not None]
+        norms.extend([float(torch.stack(gradients).sum().sqrt())] if gradients else [])
+
+    monkeypatch.setattr(Classifier, "on_before_zero_grad", look)
+    training.train(tone_config("trainer.gradient_clip_val=1e-3", f"trainer.precision={precision}"))
+    assert norms and norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
+
+
 def test_predict_together_is_each_by_itself(tone_config: Config) -> None:
     """Members that share a front end, and one that does not."""
     corpus = prepared(tone_config())

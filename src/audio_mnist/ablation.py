@@ -91,13 +91,19 @@ def table(variants: dict[str, Variant], speaker_of: dict[str, str] | None) -> Ta
     return drawn
 
 
-def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], speaker_of: dict[str, str] | None) -> str:
+def render(
+    tracker: Tracker,
+    by_variant: Mapping[str, Sequence[RunRecord]],
+    title_of: Mapping[str, dict[str, str]],
+    speaker_of: dict[str, str] | None,
+) -> str:
     """The whole table of a sweep over variants, with what stands under it; "" where there is nothing to compare.
 
     Args:
         tracker: of the runs.
         by_variant: name -> its runs, none where not all of them finished; two variants share a run where they are the
             same for its feature.
+        title_of: name -> run id -> what tells a run from others of its variant and fold.
         speaker_of: clip id -> speaker where folds are by speaker.
     """
     left_out = [name for name, runs in by_variant.items() if not runs]
@@ -106,8 +112,7 @@ def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], spea
         return ""
     variants: dict[str, Variant] = {}
     for name, own in sorted(by_variant.items(), key=lambda item: item[0] != DEFAULT):
-        told_apart = {run.id: {"feature": {"name": run.tags["feature"]}, "seed": run.tags["seed"]} for run in own}
-        found = read(tracker, own, report.member_labels(told_apart))
+        found = read(tracker, own, title_of[name])
         if found is not None and (not variants or found.clips == variants[DEFAULT].clips):
             variants[name] = found
         elif name == DEFAULT:
@@ -122,5 +127,5 @@ def render(tracker: Tracker, by_variant: Mapping[str, Sequence[RunRecord]], spea
     by = "speakers are resampled" if speaker_of else "clips count as independent"
     text += f"n = {n} clips, the same for all; 95% intervals, {by}\n"
     if left_out:
-        text += f"left out, since not all of their runs finished: {', '.join(left_out)}\n"
+        text += f"left out, since not all of their runs finished or they score other clips: {', '.join(left_out)}\n"
     return text

@@ -108,7 +108,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self._optimizer
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
-        optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True)
+        fused = not self.trainer.gradient_clip_val  # Lightning clips no fused optimiser's gradients under autocast
+        optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
         if settings["schedule"] == "none":
             return optimizer
         steps = max(2, int(self.trainer.estimated_stepping_batches))

@@ -22,6 +22,7 @@ from audio_mnist import (
     scores,
 )
 from audio_mnist.classifier import Classifier, predict_together
+from audio_mnist.config import to_plain
 from audio_mnist.corpora.tables import read_table
 from audio_mnist.errors import DataError, RunError
 from audio_mnist.folds import Folds, assign_folds, split_clips
@@ -181,7 +182,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
         run.log_metrics(metrics)
         run.log_text(text, "table.txt")
         run.log_text(inference.describe(joint.mixture, [m.run.id for m in members], corpus.class_names), inference.FILE)
-        run.log_text(OmegaConf.to_yaml(cfg), "config.yaml")
+        shown = to_plain(cfg) | {"tracking": {"uri": tracker.shown_uri, "experiment": cfg.tracking.experiment}}
+        run.log_text(OmegaConf.to_yaml(shown), "config.yaml")
         run.note("```\n" + text + "```")
         for path in files:
             run.log_file(path, path.name)
@@ -202,9 +204,10 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> dict[str, float]:
     if cfg.register:
         predictor = inference.Predictor(cfg.register, run.id, said.classifiers, joint.mixture)
         version = registry.register(tracker, predictor, cfg.register, cfg.alias)
+        serve = f"mlflow models serve -m models:/{cfg.register}@{cfg.alias} --env-manager local -p 5001"
         print(
-            f"registered: {cfg.register} version {version}, alias {cfg.alias}; serve it: MLFLOW_TRACKING_URI="
-            f"{tracker.uri} mlflow models serve -m models:/{cfg.register}@{cfg.alias} --env-manager local -p 5001",
+            f"registered: {cfg.register} version {version}, alias {cfg.alias}; serve it: "
+            f"MLFLOW_TRACKING_URI={tracker.shown_uri} {serve}",
             flush=True,
         )
     return metrics

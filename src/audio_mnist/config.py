@@ -3,7 +3,9 @@
 import hashlib
 import inspect
 import json
+import re
 import shutil
+import sys
 import types
 import typing
 from typing import Any
@@ -127,16 +129,26 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _parallel_runs(accelerator: str) -> int:
-    """Runs of a sweep side by side: one a GPU where they train on CUDA, else one a core."""
+def without_password(uri: str) -> str:
+    """A tracking URI as it may be shown and logged."""
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
+
+
+def _parallel_runs(accelerator: str, threads: int) -> int:
+    """Runs of a sweep side by side: one a GPU where they train on one, else as many as have a core a thread."""
     if accelerator != "cpu" and shutil.which("nvidia-smi"):
         import torch  # slow, so only where there may be a GPU
 
         if torch.cuda.is_available():
             return torch.cuda.device_count()
+    if accelerator != "cpu" and sys.platform == "darwin":
+        import torch
+
+        if torch.backends.mps.is_available():
+            return 1
     import joblib
 
-    return joblib.cpu_count()
+    return max(1, joblib.cpu_count() // (threads if isinstance(threads, int) and threads > 0 else 1))
 
 
 def _user_cache() -> str:

@@ -73,7 +73,7 @@ def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
     """
     if not folder.is_dir():
         raise DataError(f"{key}={folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = recordings_in(folder)
     if not paths:
         raise DataError(f"{key}={folder}: no recordings found (wav, flac, ogg, mp3)")
     recordings = []
@@ -83,6 +83,11 @@ def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
         except _UnusableError as reason:
             raise DataError(f"{key}: {path}: {reason}") from None
     return recordings
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """Audio files of a folder, at any depth, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
 class Written(NamedTuple):

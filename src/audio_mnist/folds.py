@@ -117,6 +117,8 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
     _check_classes(dealt, fold_of[dealt.index.to_numpy()], count)
     if group == "none" and speakers_known and dealt["speaker"].nunique() > 1:
         notes.append("folds share speakers (folds.group=none): scores hold for these speakers, not for new ones")
+    elif group == "none" and not speakers_known:
+        notes.append("who speaks in which clip is not known: folds may share speakers, and scores hold for these alone")
 
     text = "\n".join(f"{clip}\t{fold}" for clip, fold in zip(table["clip_id"], fold_of[rows], strict=True))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -102,9 +102,9 @@ def load_predictor(tracker: Tracker, model: str) -> Predictor:
     else:
         run = tracker.get(model) or tracker.get(tracker.registered_run(model) or model)
     if run is None and model == "latest":
-        raise RunError(f"model=latest: no ensemble in tracking.uri={tracker.uri}; make one with ensemble.py")
+        raise RunError(f"model=latest: no ensemble in tracking.uri={tracker.shown_uri}; make one with ensemble.py")
     if run is None:
-        raise RunError(f"model={model}: neither a run nor a registered model in tracking.uri={tracker.uri}")
+        raise RunError(f"model={model}: neither a run nor a registered model in tracking.uri={tracker.shown_uri}")
     kind = run.tags.get("kind")
     if kind not in ("ensemble", "train"):
         raise RunError(f"model={model} is not an ensemble or a training run but a {kind or 'run of something else'}")
@@ -122,7 +122,9 @@ def load_predictor(tracker: Tracker, model: str) -> Predictor:
     for entry in described["members"]:
         member = tracker.get(entry["run"])
         if member is None:
-            raise RunError(f"model={run.id}: its member {entry['run']} is no longer in tracking.uri={tracker.uri}")
+            raise RunError(
+                f"model={run.id}: its member {entry['run']} is no longer in tracking.uri={tracker.shown_uri}"
+            )
         classifiers.append(load_classifier(tracker, _member(tracker, member)))
     recipes = tuple(entry["recipe"] for entry in described["members"])
     mixture = Mixture(recipes, described["combine"], described["weights"], described["temperature"])

@@ -1,5 +1,6 @@
 """Tracked runs -> ensemble members: found, checked against each other, rebuilt from their checkpoints."""
 
+import logging
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from audio_mnist.classifier import Classifier
     from audio_mnist.prepared import PreparedCorpus
 
+log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # largest difference of a recomputed probability; float32 on other hardware stays far below
 
 
@@ -46,9 +48,12 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
         RunError: names every refused run and why.
     """
     if run_ids == "latest":
-        runs = tracker.latest_sweep()
-        if not runs:
-            raise RunError(f"run_ids=latest: no sweep with a finished run in tracking.uri={tracker.uri}")
+        parent, runs, newer = tracker.latest_sweep()
+        if parent is None:
+            raise RunError(f"run_ids=latest: no sweep with a finished run in tracking.uri={tracker.shown_uri}")
+        log.info("run_ids=latest: %s, %d finished runs", sweep_name(parent), len(runs))
+        if newer:
+            log.warning("note: of %d newer %s no run is finished", newer, "sweep" if newer == 1 else "sweeps")
         refused: dict[str, str] = {}
     else:
         runs, refused = _look_up(tracker, run_ids)
@@ -71,6 +76,11 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
     return sorted(members, key=lambda member: (member.config["feature"]["name"] != "mel", member.recipe, member.fold))
 
 
+def sweep_name(parent: RunRecord) -> str:
+    """A sweep as a person knows it again: when it began, on which corpus, by which command."""
+    return f"{parent.name} on {parent.tags.get('corpus', 'a corpus')} ({parent.tags.get('overrides', '')})"
+
+
 def config_of(tracker: Tracker, run_id: str) -> dict[str, Any]:
     """A training run's whole composed config."""
     with tracker.artifact(run_id, tracking.CONFIG) as path:
@@ -82,7 +92,7 @@ def _look_up(tracker: Tracker, run_ids: Sequence[str]) -> tuple[list[RunRecord],
     for run_id in dict.fromkeys(run_ids):
         run = tracker.get(run_id)
         if run is None:
-            refused[run_id] = f"unknown: no such run in tracking.uri={tracker.uri}"
+            refused[run_id] = f"unknown: no such run in tracking.uri={tracker.shown_uri}"
         elif list(run_ids).count(run_id) > 1:
             refused[run_id] = "named twice: name every run once"
         else:

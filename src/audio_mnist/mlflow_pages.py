@@ -32,7 +32,7 @@ def save_view(tracker: Tracker) -> str:
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     # one version for ever: the same columns have the same text
     view = {"name": "accuracies", "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
-    with mlflow_errors(f"tracking.uri={tracker.uri}"):
+    with mlflow_errors(f"tracking.uri={tracker.shown_uri}"):
         tracker.client.set_experiment_tag(tracker.experiment_id, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view))
     return f"#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
 

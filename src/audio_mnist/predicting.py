@@ -3,9 +3,11 @@
 import csv
 import itertools
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from audio_mnist import devices
 from audio_mnist.corpora.tables import read_table
-from audio_mnist.decoding import AUDIO_SUFFIXES, Limits, decode
+from audio_mnist.decoding import Limits, decode, recordings_in
 from audio_mnist.errors import DataError
 from audio_mnist.inference import Predictor, load_predictor
 from audio_mnist.paths import inside
@@ -23,7 +25,8 @@ from audio_mnist.tracking import Tracker
 from audio_mnist.validation import validate_predict
 
 log = logging.getLogger(__name__)
-_AHEAD = 4  # recordings that each decoding thread may be ahead
+_AHEAD = 4  # recordings that each decoding thread may be ahead,
+_AHEAD_BYTES = 2**25  # while their files have no more than this; decoded they have up to twenty times as much
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def predict(cfg: DictConfig) -> int:
             f"output={output}: its rows are not what this model says of {written[0][0]} now (another model, "
             "window_s or hop_s); move it away, or resume=false writes over it"
         )
+    if written and cfg.window_s:
+        written = _without_half(written, output, header, cfg)
     done = {row[0] for row in written}
     remaining = [path for path in paths if path not in done]
     if len(remaining) < len(paths):
@@ -81,11 +86,11 @@ def predict(cfg: DictConfig) -> int:
                 writer.writerow(header)
             progress = tqdm(total=len(remaining), desc="predicting", unit="file", disable=None)
             rows: list[list] = []  # of a recording that is not complete yet
-            for batch in _batches(_windows(remaining, cfg, unreadable), cfg.batch_size):
+            for batch in _batches(_windows(remaining, cfg, unreadable, predictor.window_s), cfg.batch_size):
                 p = predictor.predict([(window.samples, window.rate_hz) for window in batch])
                 for window, row in zip(batch, p, strict=True):
                     rows.append(_row(window, row, predictor, bool(cfg.window_s)))
-                    if window.last:  # a recording is written whole or not at all, so that a stop loses no half
+                    if window.last:  # a recording is written whole, so that a stop leaves no half
                         writer.writerows(rows)
                         rows = []
                         progress.update()
@@ -133,7 +138,7 @@ def find_audio(audio: object, *, allow_outside: bool = False) -> list[str]:
         return list(dict.fromkeys(itertools.chain.from_iterable(each)))
     path = Path(str(audio)).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        found = [p for p in recordings_in(path) if p.is_file()]
         if not found:
             raise DataError(f"audio={path}: no recordings found in that folder (wav, flac, ogg, mp3)")
         return [str(p) for p in found]
@@ -170,7 +175,7 @@ def _agrees(written: list[list[str]], predictor: Predictor, cfg: DictConfig) -> 
     """Whether the first recording's rows are what the predictor says of it; yes where it can no longer be read."""
     path, classes = written[0][0], len(predictor.class_names)
     before = [row for row in written if row[0] == path][: cfg.batch_size]
-    windows = list(itertools.islice(_windows([path], cfg, []), cfg.batch_size))
+    windows = list(itertools.islice(_windows([path], cfg, [], predictor.window_s), len(before)))
     if not windows:
         return True
     p = predictor.predict([(window.samples, window.rate_hz) for window in windows])
@@ -181,12 +186,29 @@ def _agrees(written: list[list[str]], predictor: Predictor, cfg: DictConfig) -> 
     return bool(np.allclose(ours, theirs, atol=1e-3))
 
 
-def _windows(paths: list[str], cfg: DictConfig, unreadable: list[str]) -> Iterator[_Window]:
+def _without_half(written: list[list[str]], output: Path, header: list[str], cfg: DictConfig) -> list[list[str]]:
+    """Rows without those of the last recording where windows of it are missing: a full disk, a killed process."""
+    last = written[-1][0]
+    wanted = sum(1 for _ in _windows([last], cfg, []))
+    if wanted in (0, sum(row[0] == last for row in written)):  # 0: it can no longer be read
+        return written
+    kept = [row for row in written if row[0] != last]
+    whole = output.with_name(output.name + ".partial")
+    with open(whole, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *kept])
+    os.replace(whole, output)
+    return kept
+
+
+def _windows(paths: list[str], cfg: DictConfig, unreadable: list[str], heard_s: float = math.inf) -> Iterator[_Window]:
+    """The windows of recordings, or each as a whole, of which a model hears `heard_s` in the middle."""
     limits = Limits(0.0, cfg.max_clip_s, "")
     for path, (samples, rate_hz, reason) in _decoded(paths, limits):
         if samples is None:
             unreadable.append(f"{path}: {reason}")
             continue
+        if not cfg.window_s:
+            samples = _middle(samples, rate_hz, 4 * heard_s)
         length = round(cfg.window_s * rate_hz) if cfg.window_s else len(samples)
         hop = max(1, round((cfg.hop_s or cfg.window_s / 2) * rate_hz)) if cfg.window_s else 1
         starts = range(0, max(1, len(samples) - length + hop), hop)  # the last may reach over the end
@@ -194,16 +216,29 @@ def _windows(paths: list[str], cfg: DictConfig, unreadable: list[str]) -> Iterat
             yield _Window(path, samples[start : start + length], rate_hz, start / rate_hz, start == starts[-1])
 
 
+def _middle(samples: np.ndarray, rate_hz: int, least_s: float) -> np.ndarray:
+    """Without whole seconds at both ends, so that resampling meets the same instants; at least `least_s` remain."""
+    spare_s = len(samples) / rate_hz - least_s
+    if spare_s < 2:
+        return samples
+    cut = int(spare_s / 2) * rate_hz
+    return samples[cut : len(samples) - cut].copy()  # a view would keep all in memory
+
+
 def _decoded(paths: list[str], limits: Limits) -> Iterator[tuple[str, tuple]]:
-    """In order, decoded by a pool of threads that is a few recordings ahead."""
+    """In order, decoded by a pool of threads that is a few recordings ahead, fewer where they are long."""
     threads = os.cpu_count() or 1
-    remaining: Iterable[str] = iter(paths)
+    remaining = deque(paths)
+    waiting: deque[tuple[str, int, Future]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        waiting = [(path, pool.submit(decode, path, limits)) for path in itertools.islice(remaining, threads * _AHEAD)]
-        while waiting:
-            path, future = waiting.pop(0)
-            for following in itertools.islice(remaining, 1):
-                waiting.append((following, pool.submit(decode, following, limits)))
+        while remaining or waiting:
+            while remaining and len(waiting) < threads * _AHEAD:
+                if waiting and sum(size for _, size, _ in waiting) > _AHEAD_BYTES:
+                    break
+                path = remaining.popleft()
+                size = os.path.getsize(path) if os.path.exists(path) else 0
+                waiting.append((path, size, pool.submit(decode, path, limits)))
+            path, _, future = waiting.popleft()
             yield path, future.result()
 
 

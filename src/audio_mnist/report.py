@@ -39,12 +39,12 @@ def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[in
 
     Args:
         rows: label -> fold number -> accuracy, or a word where there is none.
-        folds: fold numbers shown, in order; `fold=0` is headed "fold 1".
+        folds: fold numbers shown, in order.
     """
     table = Table()
     table.add_column("")
     for fold in folds:
-        table.add_column(f"fold {fold + 1}", justify="right")
+        table.add_column(f"fold {fold}", justify="right")
     table.add_column("mean ± sd", justify="right")
     for label, cells in rows.items():
         values = [v for v in cells.values() if isinstance(v, float)]

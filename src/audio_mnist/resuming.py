@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 import shutil
+import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from audio_mnist import devices
 from audio_mnist.config import fingerprint, recipe
+from audio_mnist.decoding import recordings_in
 from audio_mnist.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,20 @@ def code_version() -> str:
 
 
 def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:
-    """What two runs share that give the same bits on one machine: settings, clips, folds, precision and code."""
+    """What two runs share that give the same bits on one machine: settings, clips, noise, folds, precision and code."""
     chosen = settings["trainer"]
     precision = devices.precision(chosen["precision"], chosen["accelerator"])
-    return fingerprint([recipe(settings), corpus_fingerprint, fold_fingerprint, str(precision), code_version()])
+    recordings = [fingerprint(_noise(settings["augment"])), corpus_fingerprint]
+    return fingerprint([recipe(settings), *recordings, fold_fingerprint, str(precision), code_version()])
+
+
+def _noise(augment: dict[str, Any]) -> list[list]:
+    """Path, size and time of each recording that `augment.background` plays."""
+    own = augment.get("background") or {}
+    if not own.get("probability") or not own.get("folder"):
+        return []
+    stats = [(path, path.stat()) for path in recordings_in(Path(own["folder"]).expanduser())]
+    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in stats]
 
 
 @dataclass(frozen=True)
@@ -77,20 +89,30 @@ class Workplace:
 
 def resume_dir(settings: dict[str, Any]) -> Path:
     """Folder of the workplaces of one experiment: in `resume_dir`, or beside the tracking database."""
-    uri, own = settings["tracking"]["uri"] or "", fingerprint(settings["tracking"])
+    uri, experiment = settings["tracking"]["uri"] or "", settings["tracking"]["experiment"]
+    database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
     if settings["resume_dir"] is not None:
+        own = fingerprint([str(database or uri), experiment])
         return Path(settings["resume_dir"]).expanduser().absolute() / own
-    beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path("mlruns")
-    return beside.absolute() / "resume" / own
+    if database is not None:  # which may be moved with the folder
+        return database.parent / "resume" / fingerprint([database.name, experiment])
+    return Path("mlruns").absolute() / "resume" / fingerprint([uri, experiment])
+
+
+def place(settings: dict[str, Any]) -> str:
+    """Whose an unfinished run is, whose state and lock lie elsewhere than the store: a host and a folder, or ""."""
+    uri = settings["tracking"]["uri"] or ""
+    return "" if uri.startswith("sqlite") else f"{socket.gethostname()}:{resume_dir(settings)}"
 
 
 @contextlib.contextmanager
-def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
+def workplace(folder: Path | None, key: str, why: str) -> Iterator[Workplace]:
     """A run's own folder for the length of the block; other processes that train the same wait.
 
     Args:
         folder: of all workplaces; None for one that goes with the block.
         key: of the run.
+        why: as of `held`.
 
     Raises:
         RunError: the folder cannot be written.
@@ -99,7 +121,7 @@ def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
         with tempfile.TemporaryDirectory(prefix="audio-mnist-") as temporary:
             yield Workplace(Path(temporary), lasting=False)
         return
-    with held(folder, key, "another process trains the same run"):
+    with held(folder, key, why):
         own = folder / key
         own.mkdir(exist_ok=True)
         yield Workplace(own, lasting=True)

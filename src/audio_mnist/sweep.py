@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from audio_mnist import workers
-from audio_mnist.config import fingerprint, recipe, to_plain
+from audio_mnist.config import fingerprint, recipe, to_plain, without_password
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.validation import validate_train
 
@@ -63,6 +63,7 @@ class _Sweep:
     speaker_of: dict[str, str] | None = None  # where folds are by speaker
     taken_over: dict[str, str] = field(default_factory=dict)  # job -> finished run that is not trained again
     resume_dir: Path | None = None
+    place: str = ""  # whose runs these are: `resuming.place`
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     starting: threading.Thread | None = None  # its workers
     began: float = field(default_factory=time.monotonic)
@@ -135,6 +136,9 @@ def finish() -> int:
     by_config = _runs_of(sweep, tracker)
     labels = report.member_labels({job.recipe_fingerprint: job.recipe for job in sweep.jobs})
     by_variant: dict[str, list[RunRecord]] = {job.variant: [] for job in sweep.jobs}
+    recipes_of = {v: {job.recipe_fingerprint: job.recipe for job in sweep.jobs if job.variant == v} for v in by_variant}
+    named = {variant: report.member_labels(recipes) for variant, recipes in recipes_of.items()}
+    title_of: dict[str, dict[str, str]] = {variant: {} for variant in by_variant}  # variant -> run id -> title
     rows: dict[str, dict[int, float | str]] = {label: {} for label in labels.values()}
     finished, unfinished, incomplete = [], [], set()
     for number, job in enumerate(sweep.jobs):
@@ -143,6 +147,7 @@ def finish() -> int:
             rows[labels[job.recipe_fingerprint]][job.fold] = found.metrics["best/accuracy"]
             finished.append(found)
             by_variant[job.variant].append(found)
+            title_of[job.variant][found.id] = named[job.variant][job.recipe_fingerprint]
         else:
             rows[labels[job.recipe_fingerprint]][job.fold] = found.status if found else "not run"
             if found:
@@ -166,7 +171,7 @@ def finish() -> int:
     compared = ""
     if len(by_variant) > 1 and isinstance(tracker, tracking.Tracker):
         whole = {name: [] if name in incomplete else runs for name, runs in by_variant.items()}
-        compared = ablation.render(tracker, whole, sweep.speaker_of)
+        compared = ablation.render(tracker, whole, title_of, sweep.speaker_of)
     text = [compared or report.render(report.fold_table(rows, folds), sweep.caption)]
     text += [f"note: {note}" for note in notes]
     total = f"{len(finished)} of {len(sweep.jobs)} runs finished in {time.monotonic() - sweep.began:.0f} s"
@@ -186,7 +191,7 @@ def finish() -> int:
         page = mlflow_pages.comparison(tracker, [run.id for run in distinct])
         parent.head_note(f"[The {len(distinct)} finished runs, compared]({page})")
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")
-    parent.set_tag("taken_over", ",".join(sweep.taken_over.values()))
+    parent.set_list("taken_over", list(sweep.taken_over.values()))
     parent.end("FAILED" if unfinished else "FINISHED")
     sweep.lock.close()
     return len(unfinished)
@@ -207,7 +212,7 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
             # not by the job, which would be another one if the code was edited meanwhile
             key = run.tags["config_fingerprint"]
             held = sweep.resume_dir and resuming.is_held(sweep.resume_dir, run.tags["job"])
-            if run.status == "RUNNING" and not held:
+            if run.status == "RUNNING" and not held and run.tags.get("place", "") == sweep.place:
                 ended = tracker.open(run.id)
                 ended.set_tag("error", "the process was killed")
                 ended.end("KILLED")
@@ -240,7 +245,7 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
     """What to do with a sweep that is over."""
     text = []
     uri = str(sweep.uri)
-    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(uri)}"
+    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(without_password(uri))}"
     where += "" if sweep.experiment == "audio-mnist" else f" tracking.experiment={shlex.quote(sweep.experiment)}"
     if finished:
         ids = ",".join(run.id for run in finished)
@@ -312,11 +317,13 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     together = fingerprint(sorted(keys))
     if folder is not None:
         lock.enter_context(resuming.held(folder, together, "another process runs the same sweep"))
-    run_id, taken = _parent(tracker, [corpora[key].fingerprint for key in corpora], keys, together, resumable)
+    place = resuming.place(plains[0])
+    run_id, taken = _parent(tracker, [corpora[key].fingerprint for key in corpora], keys, together, resumable, place)
     parent = tracker.open(run_id)
     parent.set_tag("overrides", " ".join(map(str, config.hydra.overrides.task)))
     parent.set_tag("begun", f"{time.time():.3f}")
-    parent.set_tag("taken_over", ",".join(taken.values()))
+    parent.set_tag("corpus", ", ".join(sorted({corpus.name for corpus in corpora.values()})))
+    parent.set_list("taken_over", list(taken.values()))
     over = [number for number, key in enumerate(keys) if key in taken]
     (sweep_dir / _FILE).write_text(json.dumps({"run_id": run_id, "taken_over": over}))
     if len(counts) == 1:
@@ -336,7 +343,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
             len(over),
         )
     speaker_of = None
-    if folds.group == "speaker":
+    if folds.group == "speaker" and len(corpora) == 1:
         speaker_of = dict(zip(corpus.manifest["clip_id"], corpus.manifest["speaker"], strict=True))
     if starting is not None and len(over) == len(jobs):  # nothing to train: this process passes over all jobs
         workers.stop()
@@ -345,12 +352,12 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         starting = None
     return _Sweep(
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
-        *(taken, folder, lock, starting),
+        *(taken, folder, place, lock, starting),
     )
 
 
 def _parent(
-    tracker: "Tracker | Untracked", corpora: list[str], keys: list[str], together: str, resumable: bool
+    tracker: "Tracker | Untracked", corpora: list[str], keys: list[str], together: str, resumable: bool, place: str
 ) -> tuple[str, dict[str, str]]:
     """The run of the sweep, that of the same sweep before where there is one; and which runs are finished."""
     from audio_mnist import tracking
@@ -363,10 +370,10 @@ def _parent(
                 if finished and key in keys:
                     taken[key] = finished[-1]
         before = tracker.sweep_of(together)
-        if before is not None:
+        if before is not None and (before.status != "RUNNING" or before.tags.get("place", "") == place):
             return tracker.reopen(before.id, {}).id, taken
     name = "sweep " + time.strftime("%Y-%m-%d %H:%M:%S")
-    return tracker.start(name, kind="sweep", tags={"jobs": together}, params={}).id, taken
+    return tracker.start(name, kind="sweep", tags={"jobs": together, "place": place}, params={}).id, taken
 
 
 def _job(overrides: str, config: dict[str, Any], key: str) -> Job:

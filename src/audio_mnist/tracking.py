@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_mnist import database
+from audio_mnist.config import without_password
 from audio_mnist.database import mlflow_errors
 from audio_mnist.errors import RunError
 from audio_mnist.untracked import Untracked, UntrackedRun
@@ -70,15 +71,15 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = uri
+        self.uri, self.shown_uri = uri, without_password(uri)
         try:
             artifacts = database.prepare_sqlite(uri) if uri.startswith("sqlite") else None
-            with mlflow_errors(f"tracking.uri={uri}"):
+            with mlflow_errors(f"tracking.uri={self.shown_uri}"):
                 self.client = database.connect(uri)
                 self.experiment_id = self._find_or_create(experiment, artifacts)
         except OSError as error:
             raise RunError(
-                f"tracking.uri={uri}: cannot be written ({error.strerror or error}); "
+                f"tracking.uri={self.shown_uri}: cannot be written ({error.strerror or error}); "
                 "choose another tracking.uri or mend the folder's permissions"
             ) from None
 
@@ -121,7 +122,7 @@ class Tracker:
         commit = _git_commit()
         if commit:
             all_tags["mlflow.source.git.commit"] = commit
-        with mlflow_errors(f"tracking.uri={self.uri}"):
+        with mlflow_errors(f"tracking.uri={self.shown_uri}"):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
         self._log_params(run.info.run_id, params)
         return Run(self.client, run.info.run_id)
@@ -167,7 +168,7 @@ class Tracker:
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            raise RunError(f"tracking.uri={self.uri}: {error.message}") from None
+            raise RunError(f"tracking.uri={self.shown_uri}: {error.message}") from None
 
     def children(self, parent_id: str) -> list[RunRecord]:
         """The training runs under a parent, oldest first."""
@@ -191,20 +192,18 @@ class Tracker:
         found = self._search(f"tags.`{PREFIX}jobs` = '{jobs}' and tags.`{PREFIX}kind` = 'sweep'")
         return found[-1] if found else None
 
-    def latest_sweep(self) -> list[RunRecord]:
-        """Every finished run of the newest sweep that has one, [] where there is none.
-
-        With those that it took over from sweeps before it.
-        """
+    def latest_sweep(self) -> tuple[RunRecord | None, list[RunRecord], int]:
+        """The newest sweep that has finished runs; these, with those that it took over; how many newer have none."""
         sweeps = self._search(f"tags.`{PREFIX}kind` = 'sweep'")
-        for parent in sorted(sweeps, key=lambda sweep: sweep.tags.get("begun", ""), reverse=True):
-            ids = [run_id for run_id in parent.tags.get("taken_over", "").split(",") if run_id]
+        newest_first = sorted(sweeps, key=lambda sweep: sweep.tags.get("begun", ""), reverse=True)
+        for newer, parent in enumerate(newest_first):
+            ids = list_of(parent.tags, "taken_over")
             taken = [run for run in map(self.get, ids) if run is not None]
             own = [run for run in self.children(parent.id) if run.id not in ids]
             finished = [run for run in taken + own if run.status == "FINISHED"]
             if finished:
-                return finished
-        return []
+                return parent, finished, newer
+        return None, [], len(sweeps)
 
     def latest(self, kind: str) -> RunRecord | None:
         """The newest finished run of a kind, None where there is none."""
@@ -240,7 +239,7 @@ class Tracker:
     def _search(self, query: str) -> list[RunRecord]:
         found: list[RunRecord] = []
         token = None
-        with mlflow_errors(f"tracking.uri={self.uri}"):
+        with mlflow_errors(f"tracking.uri={self.shown_uri}"):
             while True:
                 page = self.client.search_runs(
                     [self.experiment_id], query, order_by=["attributes.start_time ASC"], page_token=token
@@ -308,6 +307,11 @@ class Run(UntrackedRun):
         with self._errors():
             self._client.set_tag(self.id, PREFIX + key, value[:5000])
 
+    def set_list(self, key: str, values: list[str]) -> None:
+        """Sets tags of `PREFIX`, KEY.0 and on, that have a hundred run ids each: `list_of`."""
+        for number, start in enumerate(range(0, len(values), 100)):
+            self.set_tag(f"{key}.{number}", ",".join(values[start : start + 100]))
+
     def log_file(self, path: Path, name: str) -> None:
         """Copies a local file to the artifact path `name`."""
         folder, _, leaf = name.rpartition("/")
@@ -344,6 +348,12 @@ class Run(UntrackedRun):
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return mlflow_errors(f"run {self.id}")
+
+
+def list_of(tags: dict[str, str], key: str) -> list[str]:
+    """What `Run.set_list` set."""
+    parts = [tags[name] for name in sorted(tags) if name.startswith(f"{key}.")]
+    return [value for part in parts for value in part.split(",")]
 
 
 def _record(run: Any) -> RunRecord:

@@ -29,7 +29,7 @@ from sklearn.metrics import log_loss
 
 from audio_mnist import devices, figures, hooks, recipes, resuming, tracking
 from audio_mnist.classifier import Classifier, load
-from audio_mnist.config import fingerprint, recipe, to_plain
+from audio_mnist.config import fingerprint, recipe, to_plain, without_password
 from audio_mnist.datamodule import ClipDataModule
 from audio_mnist.errors import ConfigError, RunError
 from audio_mnist.folds import Folds, Split, assign_folds, split_clips
@@ -38,6 +38,7 @@ from audio_mnist.untracked import Untracked, UntrackedRun
 from audio_mnist.validation import validate_train
 
 log = logging.getLogger(__name__)
+_SAME = "another process trains the same run"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a person can mend
 
 
@@ -74,9 +75,9 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             log.info("note: %s", note)
     devices.set_up_cpu(cfg.trainer.threads)
     seed_everything(cfg.seed, verbose=False)
-    classifier, data, trainer_options = _build(settings, corpus, split)
+    classifier, data, trainer_options = _build(settings, corpus, split, alone=sweep_dir is None)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices
-        with resuming.workplace(None, "") as place:
+        with resuming.workplace(None, "", "") as place:
             _fit(settings, classifier, data, trainer_options, place, None)
         return {}
 
@@ -84,19 +85,25 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
     key = resuming.job_key(settings, corpus.fingerprint, folds.fingerprint)
     resumable = cfg.resume and cfg.trainer.devices == 1 and cfg.tracking.uri is not None
     kept_in = resuming.resume_dir(settings) if resumable else None
-    with resuming.workplace(kept_in, key) as place:
+    with contextlib.ExitStack() as stack:
+        if kept_in is None and cfg.tracking.uri is not None:
+            with contextlib.suppress(RunError):  # nothing is kept there; but no other process may go on with this run
+                stack.enter_context(resuming.held(resuming.resume_dir(settings), key, _SAME))
+        place = stack.enter_context(resuming.workplace(kept_in, key, _SAME))
         unfinished = tracker.newest(key) if resumable else None
         if unfinished is not None and unfinished.status == "FINISHED":
             if sweep_dir is not None:  # by another process, since this sweep began
                 log.info("%s is finished already: run %s", unfinished.name, unfinished.id)
                 return {name: value for name, value in unfinished.metrics.items() if name.startswith("best/")}
             unfinished = None
+        if unfinished is not None and unfinished.tags.get("place", "") != resuming.place(settings):
+            unfinished = None  # of another computer, or folder, which may still train it
         if unfinished is None:
             place.clear()
         run = _open(tracker, settings, corpus, folds, trainer_options, key, parent_id, unfinished)
         try:
             with _ending_on_sigterm(), devices.gpu_of_its_own(trainer_options, sweep_dir):
-                run.log_text(OmegaConf.to_yaml(cfg, resolve=True), tracking.CONFIG)
+                run.log_text(OmegaConf.to_yaml(settings | {"tracking": _tracking(settings)}), tracking.CONFIG)
                 if corpus.left_out:
                     run.log_text("\n".join(corpus.left_out) + "\n", "left_out.txt")
                 metrics = _fit_and_score(run, settings, corpus, folds, split, classifier, data, trainer_options, place)
@@ -134,6 +141,7 @@ def _open(
 ) -> UntrackedRun:
     """The tracked run: the unfinished one of the same job where there is one, else a new one."""
     params = settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}}
+    params["tracking"] = _tracking(settings)
     if unfinished is not None:
         return tracker.reopen(unfinished.id, params, parent_id)
     own = recipe(settings)
@@ -155,14 +163,21 @@ def _open(
             "precision": trainer_options["precision"],
             "feature": settings["feature"]["name"],
             "seed": str(settings["seed"]),
+            "place": resuming.place(settings),
         },
         params=params,
         parent_id=parent_id,
     )
 
 
+def _tracking(settings: dict[str, Any]) -> dict[str, Any]:
+    """Where the run is tracked, as it may be shown."""
+    own = settings["tracking"]
+    return own | {"uri": without_password(own["uri"]) if own["uri"] else None}
+
+
 def _build(
-    settings: dict[str, Any], corpus: PreparedCorpus, split: Split
+    settings: dict[str, Any], corpus: PreparedCorpus, split: Split, *, alone: bool
 ) -> tuple[Classifier, ClipDataModule, dict[str, Any]]:
     chosen = settings["trainer"]
     recipes.check(settings, corpus)
@@ -201,7 +216,7 @@ def _build(
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1_000_000,  # epochs are logged, steps are not
         "enable_model_summary": False,
-        "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
+        "enable_progress_bar": alone and sys.stderr.isatty() if bar is None else bar,
     }
     try:
         Trainer(**options, logger=False, enable_checkpointing=False)
@@ -215,7 +230,8 @@ def _epochs(chosen: dict[str, Any], data: ClipDataModule) -> int:
     """`max_epochs`, fewer where that would be more than `max_steps`, but never below `min_epochs`."""
     epochs = chosen["max_epochs"]
     if chosen["max_steps"] is not None:
-        allowed = math.ceil(chosen["max_steps"] / max(1, data.steps_per_epoch()))
+        steps = data.steps_per_epoch() // chosen["devices"]  # each device takes its share of the clips
+        allowed = math.ceil(chosen["max_steps"] / max(1, steps))
         epochs = min(epochs, max(chosen["min_epochs"], allowed))
     return epochs
 
@@ -249,7 +265,7 @@ def _fit_and_score(
     table.to_csv(buffer, index=False, float_format="%.9g")  # 9 digits give every float32 back
     run.log_text(buffer.getvalue(), tracking.FOLD_PREDICTIONS)
     name, fold = settings["feature"]["name"], settings["fold"]
-    title = f"{name}, fold {fold + 1} of {folds.count}: {metrics['accuracy']:.4f} (n = {len(split.fold)})"
+    title = f"{name}, fold {fold} of 0 to {folds.count - 1}: {metrics['accuracy']:.4f} (n = {len(split.fold)})"
     title += "\noptimistic: its epoch was chosen on this fold" if selection == "fold" else ""
     picture = figures.confusion(corpus.targets()[split.fold], probabilities.argmax(axis=1), corpus.class_names, title)
     run.log_figure(picture, "figures/confusion_matrix.png")

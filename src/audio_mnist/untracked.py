@@ -17,6 +17,9 @@ class UntrackedRun:
     def set_tag(self, key: str, value: str) -> None:
         """Nothing."""
 
+    def set_list(self, key: str, values: list[str]) -> None:
+        """Nothing."""
+
     def log_file(self, path: Any, name: str) -> None:
         """Nothing."""
 

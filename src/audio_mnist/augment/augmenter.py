@@ -72,10 +72,12 @@ class Augmenter(nn.Module):
         # draws of their own: dropout and the order of clips stay what they are without augmentation
         with torch.random.fork_rng(devices=devices):
             _seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1), waveforms.device)
-            x = waveforms
+            x = sounding = waveforms
             for stage in self._of("waveform"):
                 x = stage(x)
-            x = front_end(x)  # (B, C, F, N)
+                sounding = x if stage.moves else sounding
+            # filters and noise sound around the clip too, whose own frames stay what they are
+            x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
             for stage in self._of("feature"):
                 x = stage(x)
             for stage in self._of("pair"):

@@ -14,6 +14,7 @@ class Augmentation(nn.Module):
     Attributes:
         name: its key in the config.
         domain: what it takes: "waveform" (B, 1, T) or "feature" (B, C, F, N).
+        moves: whether a clip begins or ends elsewhere in its window after it.
 
     Args:
         sample_rate_hz: of the waveforms.
@@ -25,6 +26,7 @@ class Augmentation(nn.Module):
 
     name: ClassVar[str]
     domain: ClassVar[str] = "waveform"
+    moves: ClassVar[bool] = False
     registry: ClassVar[dict[str, type["Augmentation"]]] = {}
 
     def __init_subclass__(cls) -> None:

@@ -51,6 +51,7 @@ class Speed(_Grouped):
     """
 
     name = "speed"
+    moves = True
 
     def __init__(self, sample_rate_hz: int, *, low: float, high: float, choices: int, **base) -> None:
         # hundredths keep the resampling ratio, and so the filter, small
@@ -225,7 +226,7 @@ class Background(_Additive):
     def __init__(self, sample_rate_hz: int, *, folder: str | None, **additive) -> None:
         super().__init__(sample_rate_hz, **additive)
         self.check(folder is not None, "folder", folder, "a folder of recorded noise, or its probability 0")
-        recordings = decode_folder(Path(str(folder)), sample_rate_hz, key="augment.background.folder")
+        recordings = decode_folder(Path(str(folder)).expanduser(), sample_rate_hz, key="augment.background.folder")
         ends = np.cumsum([len(recording) for recording in recordings])
         self.samples: Tensor  # (total,), recording after recording
         self.starts: Tensor  # (recordings + 1,)

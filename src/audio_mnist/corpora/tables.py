@@ -14,6 +14,7 @@ from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.paths import inside
 
 log = logging.getLogger(__name__)
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def read_folder(data: dict) -> list[tuple]:
@@ -54,6 +55,12 @@ def read_folder(data: dict) -> list[tuple]:
                     raise DataError(f"{path}: the name does not match data.settings.speaker_pattern={pattern.pattern}")
                 speaker = match["speaker"]
             rows.append((relative.as_posix(), str(path), relative.parts[0], speaker, "train"))
+    splits = {row[2] for row in rows}
+    if splits and {name.lower() for name in splits} <= _SPLITS:
+        raise DataError(
+            f"data.root={root}: its folders are named {', '.join(sorted(splits))}, as splits are and classes are not; "
+            "expected a folder for each class: data.root=ONE_OF_THEM, or a csv with a column split (data=csv)"
+        )
     if ignored:
         log.warning("%d files are not taken for recordings by their suffix, %s first", len(ignored), ignored[0])
     if not rows:

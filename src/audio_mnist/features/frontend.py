@@ -101,12 +101,19 @@ class FrontEnd(nn.Module):
         """(B, 1, T) -> (B, 1, F, N), not yet scaled."""
         raise NotImplementedError
 
-    def forward(self, waveform: Tensor) -> Tensor:
+    def forward(self, waveform: Tensor, sounding: Tensor | None = None) -> Tensor:
+        """Features of clips.
+
+        Args:
+            waveform: (B, 1, T).
+            sounding: (B, 1, T) whose samples that are not zero are the clip's own, where `waveform` has noise around
+                the clip; None is `waveform`.
+        """
         x = self.transform(waveform)  # (B, 1, F, N)
         if self.padding == "silence":
             x = _normalize(x, self.normalize, torch.ones_like(x[:, :, :1], dtype=torch.bool))
         else:
-            inside = self._inside(waveform, x.shape[-1])  # (B, 1, 1, N)
+            inside = self._inside(waveform if sounding is None else sounding, x.shape[-1])  # (B, 1, 1, N)
             if self.padding == "after_scaling":
                 x = _normalize(x, self.normalize, inside).where(inside, 0.0)
             else:
