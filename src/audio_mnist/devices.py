@@ -55,6 +55,8 @@ def set_up_cpu(threads: int) -> None:
         threads: of each operation.
     """
     torch.set_num_threads(threads)
+    # deterministic algorithms otherwise fill every new tensor before it is written: a twentieth of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         # older ones refuse more than 32 MiB here

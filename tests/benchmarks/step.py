@@ -31,6 +31,7 @@ from tests.benchmarks.timing import composed, machine, ratio, real
 
 def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -> float:
     """Seconds from the first step to the last of a loop without a framework."""
+    torch.use_deterministic_algorithms(False)  # which a run before it has set for the whole process
     corpus = prepare(plain["data"])
     split = split_clips(corpus.manifest, assign_folds(corpus.manifest, **plain["folds"]), fold=0, selection="last")
     rate = corpus.store.sample_rate_hz
