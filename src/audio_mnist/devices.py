@@ -56,7 +56,7 @@ def set_up_cpu(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     # deterministic algorithms otherwise fill every new tensor before it is written: a twentieth of a step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a property of the module
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         # older ones refuse more than 32 MiB here

@@ -6,7 +6,6 @@ sweep's folder, which works with any launcher that shares the file system.
 """
 
 import contextlib
-import copy
 import json
 import logging
 import shlex
@@ -14,7 +13,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +21,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from audio_mnist import workers
-from audio_mnist.config import fingerprint, recipe, to_plain, without_password
+from audio_mnist.config import fingerprint, to_plain, without_password
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.jobs import Job, compose_all, overrides_of, plan
 from audio_mnist.validation import validate_train
 
 if TYPE_CHECKING:
@@ -36,19 +35,6 @@ _FILE = "sweep.json"
 _LISTED = 20  # most runs that did not finish, of a sweep that may have hundreds
 RESULT_FILE = "result.json"  # in a job's folder: metrics of a run that is not tracked
 ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
-
-
-@dataclass(frozen=True)
-class Job:
-    """One planned run."""
-
-    overrides: str
-    config_fingerprint: str
-    recipe_fingerprint: str
-    recipe: dict[str, Any]
-    fold: int
-    variant: str
-    key: str
 
 
 @dataclass
@@ -260,8 +246,8 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     from audio_mnist.folds import Folds, assign_folds, split_clips
     from audio_mnist.prepared import PreparedCorpus, prepare
 
-    overrides = _job_overrides(config)
-    configs = [validate_train(cfg) for cfg in _compose_all(config_name, overrides)]
+    overrides = overrides_of(config)
+    configs = [validate_train(cfg) for cfg in compose_all(config_name, overrides)]
     plains = [to_plain(cfg) for cfg in configs]
     corpora: dict[str, PreparedCorpus] = {}
     cut: dict[str, Folds] = {}
@@ -298,7 +284,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         keys.append(resuming.job_key(plain, corpus.fingerprint, folds.fingerprint))
     notes = list(dict.fromkeys(note for folds in cut.values() for note in folds.notes))
     counts = {folds.count for folds in cut.values()}
-    jobs = [_job(" ".join(o), plain, key) for plain, o, key in zip(plains, overrides, keys, strict=True)]
+    jobs = [plan(" ".join(o), plain, key) for plain, o, key in zip(plains, overrides, keys, strict=True)]
     first = configs[0]
     resumable = first.resume and first.tracking.uri is not None
     # two variants may be one run, which is then trained once: what one of them sets is what a feature has by default
@@ -374,50 +360,3 @@ def _parent(
             return tracker.reopen(before.id, {}).id, taken
     name = "sweep " + time.strftime("%Y-%m-%d %H:%M:%S")
     return tracker.start(name, kind="sweep", tags={"jobs": together, "place": place}, params={}).id, taken
-
-
-def _job(overrides: str, config: dict[str, Any], key: str) -> Job:
-    own = recipe(config)
-    return Job(
-        overrides,
-        fingerprint(own),
-        fingerprint({k: v for k, v in own.items() if k != "fold"}),
-        own,
-        own["fold"],
-        config["variant"],
-        key,
-    )
-
-
-def _compose_all(config_name: str, jobs: list[list[str]]) -> Iterator[DictConfig]:
-    """The configs of all jobs. Those that differ in nothing but the fold are composed once: it takes a tenth second."""
-    from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    try:
-        for overrides in jobs:
-            folds = [override for override in overrides if override.startswith("fold=")]
-            others = tuple(override for override in overrides if override not in folds)
-            if others not in composed:
-                composed[others] = compose(config_name, list(others))
-            cfg = copy.deepcopy(composed[others])
-            for override in OverridesParser.create().parse_overrides(folds):
-                OmegaConf.update(cfg, "fold", override.value())
-            yield cfg
-    except HydraException as error:
-        raise AudioMnistError(str(error)) from None
-
-
-def _job_overrides(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, as Hydra's basic sweeper deals them out."""
-    sweeper = config.hydra.sweeper["_target_"]
-    if not sweeper.endswith(".BasicSweeper"):
-        raise AudioMnistError(f"hydra/sweeper is {sweeper}: only hydra/sweeper=basic says its runs before they start")
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    fixed = config.hydra.sweeper.get("params") or {}
-    given = [f"{key}={value}" for key, value in fixed.items()] + list(config.hydra.overrides.task)
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
