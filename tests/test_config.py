@@ -136,6 +136,7 @@ def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
 def test_without_password() -> None:
     """Addresses of stores as they may be logged."""
     assert without_password("postgresql://u:p%40w@host:5432/db") == "postgresql://u:***@host:5432/db"
+    assert without_password("tracking.uri=mysql://u:p@s/s@host/db") == "tracking.uri=mysql://u:***@host/db"
     for uri in ("sqlite:///mlruns/mlflow.db", "http://127.0.0.1:5000", "postgresql://u@host/db", "databricks"):
         assert without_password(uri) == uri
 

@@ -104,6 +104,9 @@ def test_middle_of_a_long_recording_is_what_the_whole_has_there(trained: Trained
         predicting.predict(trained.config(tmp_path / f"{rate}.wav", tmp_path / f"{rate}.csv"))
         p = table(tmp_path / f"{rate}.csv").filter(like="p:").to_numpy()
         np.testing.assert_allclose(p, predictor.predict([(long, rate)]), atol=1e-5)
+    assert predictor.window_s <= predictor.heard_s < 2 * predictor.window_s
+    predictor.classifiers[0].placements = 5
+    assert predictor.heard_s == np.inf  # spread over all of a clip
 
 
 def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path) -> None:

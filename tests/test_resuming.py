@@ -246,20 +246,31 @@ def test_place_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert moved != here and moved.name == here.name
     uris = (f"sqlite:///{tmp_path}/a/mlflow.db", f"sqlite:///{tmp_path}/b/mlflow.db", "http://x:1", "http://y:1")
     assert len({resuming.resume_dir(of(uri, "shared")) for uri in uris}) == 4
-    assert resuming.place(of("http://x:1")) != resuming.place(of("http://x:1", "shared")) != ""
+    ids = [resuming.place(of("http://x:1", folder)) for folder in (None, "shared", "shared")]
+    assert ids[0] != ids[1] == ids[2] != ""
+    shutil.move(tmp_path.parent / "shared", tmp_path / "moved")
+    assert resuming.place(of("http://x:1", str(tmp_path / "moved"))) == ids[1]
 
 
 def test_run_of_another_place_is_not_gone_on_with(
-    tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may still be trained there: it stays as it is, and this one is trained beside it."""
-    cfg = tone_config("resume_every_s=0", "trainer.max_epochs=4")
-    monkeypatch.setattr(resuming, "place", lambda _: "elsewhere:/mlruns")
-    train_until(2, cfg, monkeypatch)
-    monkeypatch.setattr(resuming, "place", lambda _: "here:/mlruns")
-    training.train(cfg)
-    statuses = {run.tags["place"]: run.status for run in training_runs(tracker_of(cfg))}
-    assert statuses == {"elsewhere:/mlruns": "FAILED", "here:/mlruns": "FINISHED"}
+    """It may still be trained there: it stays as it is, and the one of this place is finished."""
+    here, elsewhere = (
+        tone_config("resume_every_s=0", "trainer.max_epochs=5", f"resume_dir={tmp_path}/{name}")
+        for name in ("here", "elsewhere")
+    )
+    monkeypatch.setattr(resuming, "place", lambda settings: settings["resume_dir"])
+    train_until(2, here, monkeypatch)
+    train_until(3, elsewhere, monkeypatch)
+    (first, second) = training_runs(tracker_of(here))
+    seen = []
+    plain = Classifier.on_train_epoch_end
+    monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
+    training.train(here)
+    assert seen[0] > 0, "its own state, not that of the newer run, is gone on from"
+    statuses = {run.id: run.status for run in training_runs(tracker_of(here))}
+    assert statuses == {first.id: "FINISHED", second.id: "FAILED"}
 
 
 def test_run_trained_anew_holds_its_lock(

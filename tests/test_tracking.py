@@ -62,6 +62,10 @@ def test_run_lists_are_not_cut(tmp_path: Path) -> None:
     run.set_list("taken_over", ids)
     found = tracker.get(run.id)
     assert found is not None and sorted(list_of(found.tags, "taken_over")) == ids
+    run.set_list("taken_over", ids[:2])
+    found = tracker.get(run.id)
+    assert found is not None and list_of(found.tags, "taken_over") == ids[:2]
+    assert list_of({"taken_over": "a,b", "other": "c"}, "taken_over") == ["a", "b"]  # as it was kept before
 
 
 def test_run_artifacts_come_back_and_missing_ones_are_named(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The store: bad clips named, samples exact, shared safely, rebuilt when anything changes."""
 
 import errno
+import itertools
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import librosa
 import numpy as np
@@ -172,14 +174,16 @@ def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytes
     for number in (5, 30):
         paths[number].write_bytes(b"")
     stores = []
-    for alone_s, cache in ((60.0, tmp_path / "alone"), (0.0, tmp_path / "processes")):
-        monkeypatch.setattr(waveforms, "_ALONE_S", alone_s)
-        monkeypatch.setattr(waveforms, "_BLOCK", 7)
+    monkeypatch.setattr(waveforms, "_BLOCK", 7)
+    for step_s, cache in ((0.0, "alone"), (0.1, "handed over"), (2.0, "processes")):
+        clock = itertools.count(0.0, step_s)
+        monkeypatch.setattr(waveforms, "time", SimpleNamespace(monotonic=clock.__next__))
+        cache = tmp_path / cache
         kept, store = build(manifest_of(*paths), cache, on_bad_clip="skip")
         assert len(store) == len(kept) == 38
         stores.append({path.name: path.read_bytes() for path in store.path.iterdir()})
     assert stores[0].keys() == stores[1].keys() == {"samples.f32", "offsets.npy", "clips.csv", "meta.json"}
-    assert stores[0] == stores[1]
+    assert stores[0] == stores[1] == stores[2]
 
 
 def test_build_store_says_that_a_process_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

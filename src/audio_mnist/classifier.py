@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,9 @@ def predict_together(
                     logits = classifiers[number](x)  # (B, C)
                     p[number, start : start + len(rows)] += logits.float().softmax(dim=1).cpu().numpy()
 
+    for numbers in sharing.values():  # made before threads ask for them
+        classifiers[numbers[0]].front_end()
+        classifiers[numbers[0]].resamplers()
     batches = [(numbers, start) for numbers in sharing.values() for start in range(0, len(indices), batch_size)]
     # full float32 on a GPU too: predictions must repeat on other hardware
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
@@ -218,7 +222,10 @@ def predict_together(
             for batch in batches:
                 add(*batch)
         else:
-            with ThreadPoolExecutor(at_once) as pool:
+            # a thread that is new does not have torch's setting before its first large operation
+            with ThreadPoolExecutor(
+                at_once, initializer=partial(torch.set_num_threads, torch.get_num_threads())
+            ) as pool:
                 list(pool.map(add, *zip(*batches, strict=True)))
     for numbers in sharing.values():
         first = classifiers[numbers[0]]

@@ -130,8 +130,8 @@ def fingerprint(value: Any) -> str:
 
 
 def without_password(uri: str) -> str:
-    """A tracking URI as it may be shown and logged."""
-    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
+    """A tracking URI, or an override that sets one, as it may be shown and logged."""
+    return re.sub(r"(://[^/:@\s]*):\S*@", r"\1:***@", uri)
 
 
 def _parallel_runs(accelerator: str, threads: int) -> int:

@@ -1,6 +1,7 @@
 """A tracked run or ensemble -> an object that says what it hears in waveforms of any sample rate and length."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,13 @@ class Predictor:
     def window_s(self) -> float:
         """Shortest window that a member hears, s; of a longer clip it hears the middle."""
         return min(c.clip_samples / c.sample_rate_hz for c in self.classifiers)
+
+    @property
+    def heard_s(self) -> float:
+        """How much of a long clip's middle the members hear, s; infinite where one hears several places of it."""
+        if any(c.placements > 1 for c in self.classifiers):
+            return math.inf
+        return max(c.clip_samples / c.sample_rate_hz * max(c.speeds) for c in self.classifiers)
 
     def predict(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
         """Class probabilities of clips.

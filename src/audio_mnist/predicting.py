@@ -70,15 +70,15 @@ def predict(cfg: DictConfig) -> int:
             f"output={output}: its rows are not what this model says of {written[0][0]} now (another model, "
             "window_s or hop_s); move it away, or resume=false writes over it"
         )
-    if written and cfg.window_s:
-        written = _without_half(written, output, header, cfg)
-    done = {row[0] for row in written}
-    remaining = [path for path in paths if path not in done]
-    if len(remaining) < len(paths):
-        log.info("%s has %d of the %d recordings already", output, len(paths) - len(remaining), len(paths))
     unreadable: list[str] = []
     cut = 0
     try:
+        if written and cfg.window_s:
+            written = _without_half(written, output, header, cfg)
+        done = {row[0] for row in written}
+        remaining = [path for path in paths if path not in done]
+        if len(remaining) < len(paths):
+            log.info("%s has %d of the %d recordings already", output, len(paths) - len(remaining), len(paths))
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(output, "a" if done else "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -86,7 +86,7 @@ def predict(cfg: DictConfig) -> int:
                 writer.writerow(header)
             progress = tqdm(total=len(remaining), desc="predicting", unit="file", disable=None)
             rows: list[list] = []  # of a recording that is not complete yet
-            for batch in _batches(_windows(remaining, cfg, unreadable, predictor.window_s), cfg.batch_size):
+            for batch in _batches(_windows(remaining, cfg, unreadable, predictor.heard_s), cfg.batch_size):
                 p = predictor.predict([(window.samples, window.rate_hz) for window in batch])
                 for window, row in zip(batch, p, strict=True):
                     rows.append(_row(window, row, predictor, bool(cfg.window_s)))
@@ -175,7 +175,7 @@ def _agrees(written: list[list[str]], predictor: Predictor, cfg: DictConfig) -> 
     """Whether the first recording's rows are what the predictor says of it; yes where it can no longer be read."""
     path, classes = written[0][0], len(predictor.class_names)
     before = [row for row in written if row[0] == path][: cfg.batch_size]
-    windows = list(itertools.islice(_windows([path], cfg, [], predictor.window_s), len(before)))
+    windows = list(itertools.islice(_windows([path], cfg, [], predictor.heard_s), len(before)))
     if not windows:
         return True
     p = predictor.predict([(window.samples, window.rate_hz) for window in windows])
@@ -194,9 +194,12 @@ def _without_half(written: list[list[str]], output: Path, header: list[str], cfg
         return written
     kept = [row for row in written if row[0] != last]
     whole = output.with_name(output.name + ".partial")
-    with open(whole, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *kept])
-    os.replace(whole, output)
+    try:
+        with open(whole, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *kept])
+        os.replace(whole, output)
+    finally:
+        whole.unlink(missing_ok=True)
     return kept
 
 

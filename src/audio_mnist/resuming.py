@@ -6,8 +6,8 @@ import hashlib
 import logging
 import pickle
 import shutil
-import socket
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,9 +100,23 @@ def resume_dir(settings: dict[str, Any]) -> Path:
 
 
 def place(settings: dict[str, Any]) -> str:
-    """Whose an unfinished run is, whose state and lock lie elsewhere than the store: a host and a folder, or ""."""
-    uri = settings["tracking"]["uri"] or ""
-    return "" if uri.startswith("sqlite") else f"{socket.gethostname()}:{resume_dir(settings)}"
+    """Whose unfinished runs are, of a store that several computers may have: the id of `resume_dir`, else "".
+
+    The folder has it in a file, so that neither the computer's name nor the
+    folder's matters. Where it cannot be written, nothing is gone on with.
+    """
+    if (settings["tracking"]["uri"] or "sqlite").startswith("sqlite"):
+        return ""
+    folder = resume_dir(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "id.lock"):
+            path = folder / "id"
+            if not path.exists():
+                path.write_text(uuid.uuid4().hex)
+            return path.read_text()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 @contextlib.contextmanager

@@ -206,7 +206,11 @@ def _runs_of(sweep: _Sweep, tracker: "Tracker | Untracked") -> dict[str, "RunRec
             if key not in found or found[key].status != "FINISHED":
                 found[key] = run
         for job in sweep.jobs:  # trained meanwhile by another sweep
-            newest = None if job.config_fingerprint in found or not sweep.resume_dir else tracker.newest(job.key)
+            newest = (
+                None
+                if job.config_fingerprint in found or not sweep.resume_dir
+                else tracker.newest(job.key, sweep.place)
+            )
             if newest is not None:
                 found[job.config_fingerprint] = newest
                 sweep.taken_over[job.key] = newest.id
@@ -270,6 +274,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         chosen = {name: plain[name] for name in ("fold", "selection", "inner_folds")}
         scored[folds.fingerprint, fold] = len(split_clips(corpus.manifest, folds, **chosen).fold)
         of_job.append((key, corpus, folds))
+    _leave_cores(config, plains)
     # torch takes seconds to import: here and in the workers at once, and not before the clips were found fine
     starting = workers.start(config.hydra.launcher, configs[0].tracking.uri, len(configs))
     from audio_mnist import recipes, report, resuming, tracking
@@ -284,7 +289,10 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         keys.append(resuming.job_key(plain, corpus.fingerprint, folds.fingerprint))
     notes = list(dict.fromkeys(note for folds in cut.values() for note in folds.notes))
     counts = {folds.count for folds in cut.values()}
-    jobs = [plan(" ".join(o), plain, key) for plain, o, key in zip(plains, overrides, keys, strict=True)]
+    jobs = [
+        plan(" ".join(map(without_password, o)), plain, key)
+        for plain, o, key in zip(plains, overrides, keys, strict=True)
+    ]
     first = configs[0]
     resumable = first.resume and first.tracking.uri is not None
     # two variants may be one run, which is then trained once: what one of them sets is what a feature has by default
@@ -306,7 +314,8 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     place = resuming.place(plains[0])
     run_id, taken = _parent(tracker, [corpora[key].fingerprint for key in corpora], keys, together, resumable, place)
     parent = tracker.open(run_id)
-    parent.set_tag("overrides", " ".join(map(str, config.hydra.overrides.task)))
+    parent.set_tag("overrides", " ".join(without_password(str(o)) for o in config.hydra.overrides.task))
+    parent.set_tag("place", place)
     parent.set_tag("begun", f"{time.time():.3f}")
     parent.set_tag("corpus", ", ".join(sorted({corpus.name for corpus in corpora.values()})))
     parent.set_list("taken_over", list(taken.values()))
@@ -340,6 +349,15 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
         *(taken, folder, place, lock, starting),
     )
+
+
+def _leave_cores(config: DictConfig, plains: list[dict[str, Any]]) -> None:
+    """Fewer runs side by side where trainer.threads is swept, which the launcher's settings do not see."""
+    side_by_side, asked = OmegaConf.select(config, "hydra.launcher.n_jobs"), config.trainer.threads
+    most = max(plain["trainer"]["threads"] for plain in plains)
+    if side_by_side and side_by_side > 1 and most > asked:
+        with read_write(config.hydra):
+            config.hydra.launcher.n_jobs = max(1, side_by_side * asked // most)
 
 
 def _parent(

@@ -164,7 +164,8 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            return _record(self.client.get_run(run_id))
+            run = self.client.get_run(run_id)
+            return _record(run) if run.info.lifecycle_stage == "active" else None
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -182,10 +183,13 @@ class Tracker:
                 found.setdefault(run.tags["job"], []).append(run)
         return found
 
-    def newest(self, job: str) -> RunRecord | None:
-        """The newest run of a job, None where there is none."""
+    def newest(self, job: str, place: str) -> RunRecord | None:
+        """The newest finished run of a job; else the newest of this place, whose state is here: `resuming.place`."""
         runs = self._search(f"tags.`{PREFIX}job` = '{job}' and tags.`{PREFIX}kind` = 'train'")
-        return runs[-1] if runs else None
+        own = [run for run in runs if run.tags.get("place", "") == place]
+        finished = [run for run in runs if run.status == "FINISHED"]
+        chosen = finished or own
+        return chosen[-1] if chosen else None
 
     def sweep_of(self, jobs: str) -> RunRecord | None:
         """The newest sweep of the same jobs, None where there is none."""
@@ -309,8 +313,13 @@ class Run(UntrackedRun):
 
     def set_list(self, key: str, values: list[str]) -> None:
         """Sets tags of `PREFIX`, KEY.0 and on, that have a hundred run ids each: `list_of`."""
-        for number, start in enumerate(range(0, len(values), 100)):
-            self.set_tag(f"{key}.{number}", ",".join(values[start : start + 100]))
+        parts = [",".join(values[start : start + 100]) for start in range(0, len(values), 100)]
+        with self._errors():
+            before = [tag for tag in self._client.get_run(self.id).data.tags if tag.startswith(f"{PREFIX}{key}.")]
+            for tag in before:
+                self._client.delete_tag(self.id, tag)
+        for number, part in enumerate(parts):
+            self.set_tag(f"{key}.{number}", part)
 
     def log_file(self, path: Path, name: str) -> None:
         """Copies a local file to the artifact path `name`."""
@@ -352,8 +361,8 @@ class Run(UntrackedRun):
 
 def list_of(tags: dict[str, str], key: str) -> list[str]:
     """What `Run.set_list` set."""
-    parts = [tags[name] for name in sorted(tags) if name.startswith(f"{key}.")]
-    return [value for part in parts for value in part.split(",")]
+    parts = [tags[name] for name in sorted(tags) if name == key or name.startswith(f"{key}.")]  # once one tag had all
+    return [value for part in parts for value in part.split(",") if value]
 
 
 def _record(run: Any) -> RunRecord:

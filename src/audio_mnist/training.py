@@ -90,17 +90,16 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             with contextlib.suppress(RunError):  # nothing is kept there; but no other process may go on with this run
                 stack.enter_context(resuming.held(resuming.resume_dir(settings), key, _SAME))
         place = stack.enter_context(resuming.workplace(kept_in, key, _SAME))
-        unfinished = tracker.newest(key) if resumable else None
+        here = resuming.place(settings)
+        unfinished = tracker.newest(key, here) if resumable else None
         if unfinished is not None and unfinished.status == "FINISHED":
             if sweep_dir is not None:  # by another process, since this sweep began
                 log.info("%s is finished already: run %s", unfinished.name, unfinished.id)
                 return {name: value for name, value in unfinished.metrics.items() if name.startswith("best/")}
             unfinished = None
-        if unfinished is not None and unfinished.tags.get("place", "") != resuming.place(settings):
-            unfinished = None  # of another computer, or folder, which may still train it
         if unfinished is None:
             place.clear()
-        run = _open(tracker, settings, corpus, folds, trainer_options, key, parent_id, unfinished)
+        run = _open(tracker, settings, corpus, folds, trainer_options, key, here, parent_id, unfinished)
         try:
             with _ending_on_sigterm(), devices.gpu_of_its_own(trainer_options, sweep_dir):
                 run.log_text(OmegaConf.to_yaml(settings | {"tracking": _tracking(settings)}), tracking.CONFIG)
@@ -136,6 +135,7 @@ def _open(
     folds: Folds,
     trainer_options: dict[str, Any],
     key: str,
+    here: str,
     parent_id: str | None,
     unfinished: tracking.RunRecord | None,
 ) -> UntrackedRun:
@@ -163,7 +163,7 @@ def _open(
             "precision": trainer_options["precision"],
             "feature": settings["feature"]["name"],
             "seed": str(settings["seed"]),
-            "place": resuming.place(settings),
+            "place": here,
         },
         params=params,
         parent_id=parent_id,

@@ -56,5 +56,5 @@ class Untracked:
         """The same."""
         return UntrackedRun()
 
-    def newest(self, job: str) -> None:
+    def newest(self, job: str, place: str) -> None:
         """None: nothing is kept."""

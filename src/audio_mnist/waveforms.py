@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from audio_mnist.store import WaveformStore
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the stored samples would differ
 _ALONE_S = 1.0  # about what it takes to start processes
-_BLOCK = 256  # clips that a process decodes at a time
+_BLOCK = 256  # most clips that a process decodes at a time
 
 
 def build_store(
@@ -137,13 +138,15 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
         while done < len(paths) and time.monotonic() - began < _ALONE_S:
             yield write_clip(paths[done], rate_hz, limits, file)
             done += 1
-        blocks = [paths[start : start + _BLOCK] for start in range(done, len(paths), _BLOCK)]
-        if not blocks:
+        if done == len(paths):
             return
+        cores = joblib.cpu_count()
+        size = min(_BLOCK, math.ceil((len(paths) - done) / (4 * cores)))
+        blocks = [paths[start : start + size] for start in range(done, len(paths), size)]
         parts = [partial / f"part{number}" for number in range(len(blocks))]
         # a worker whose parent was killed ends when it has had nothing to do for a while
         options = {"timeout": 10, "initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        pool = ProcessPoolExecutor(joblib.cpu_count(), **options)
+        pool = ProcessPoolExecutor(min(cores, len(blocks)), **options)
         try:
             results = pool.map(write_clips, blocks, repeat(rate_hz), repeat(limits), parts)
             for part, written in zip(parts, results, strict=True):
