@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def serving(trained: Trained, folder: Path, *overrides: str) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
         )
         try:
             assert process.stdout is not None

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,20 +232,20 @@ def test_ensemble_feeds_each_member_its_own_feature(
     """An MFCC member never sees Mel input: what enters each net is its own front end's output, to the bit."""
     seen: dict[str, int] = {"mel": 0, "mfcc": 0}
     forward = Classifier.forward
-    last: dict[str, torch.Tensor] = {}
+    last = threading.local()  # batches go side by side
     front_forwards = {name: kind.forward for name, kind in features.FrontEnd.registry.items()}
     for name, kind in features.FrontEnd.registry.items():
 
         def recording(self, waveform, name=name):
             out = front_forwards[name](self, waveform)
-            last["name"], last["out"] = name, out
+            last.name, last.out = name, out
             return out
 
         monkeypatch.setattr(kind, "forward", recording)
 
     def checked(self: Classifier, x: torch.Tensor) -> torch.Tensor:
-        assert last["name"] == self.hparams["feature"]["name"]
-        assert last["out"] is x
+        assert last.name == self.hparams["feature"]["name"]
+        assert last.out is x
         seen[self.hparams["feature"]["name"]] += 1
         return forward(self, x)
 

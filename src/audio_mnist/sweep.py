@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _FILE = "sweep.json"
 _LISTED = 20  # most runs that did not finish, of a sweep that may have hundreds
+_COMPARED = 100  # most runs that one address of MLflow's page of comparison has room for in a note
 RESULT_FILE = "result.json"  # in a job's folder: metrics of a run that is not tracked
 ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
 
@@ -173,7 +174,7 @@ def finish() -> int:
     parent = tracker.open(sweep.run_id)
     parent.log_text("\n".join(text) + "\n", "table.txt")
     parent.note("```\n" + text[0] + "```")
-    if finished and isinstance(tracker, tracking.Tracker):
+    if 0 < len(distinct) <= _COMPARED and isinstance(tracker, tracking.Tracker):
         page = mlflow_pages.comparison(tracker, [run.id for run in distinct])
         parent.head_note(f"[The {len(distinct)} finished runs, compared]({page})")
     parent.set_tag("finished", f"{len(finished)} of {len(sweep.jobs)}")

@@ -54,11 +54,11 @@ def stop() -> None:
         kill(reusable_executor._executor)
 
 
-def kill(executor: "ProcessPoolExecutor") -> None:
+def kill(pool: "ProcessPoolExecutor") -> None:
     """Ends the processes of a pool at once."""
     warnings.filterwarnings("ignore", message="Failed to delete temporary folder")  # which a killed one holds
     warnings.filterwarnings("ignore", message="Failed to kill subprocesses")  # of theirs, without pgrep
-    executor.shutdown(wait=True, kill_workers=True)
+    pool.shutdown(wait=True, kill_workers=True)
 
 
 def _start(options: dict[str, Any], tracking_uri: str | None, jobs: int) -> None:
