@@ -19,7 +19,8 @@ from audio_mnist import hooks, resuming, training
 from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
 from audio_mnist.members import logged_predictions
-from audio_mnist.tracking import BEST_CHECKPOINT, Run, RunRecord, Tracker
+from audio_mnist.tracked import Run
+from audio_mnist.tracking import BEST_CHECKPOINT, RunRecord, Tracker
 from tests.conftest import PROJECT, untraced, write_tones
 
 

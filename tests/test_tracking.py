@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.errors import RunError
-from audio_mnist.tracking import Tracker, list_of
+from audio_mnist.tracked import list_of
+from audio_mnist.tracking import Tracker
 
 
 def uri_of(folder: Path) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class UntrackedRun:
-    """Takes what `tracking.Run` takes, and forgets it."""
+    """Takes what `tracked.Run` takes, and forgets it."""
 
     id = "untracked"
 
