@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from audio_mnist import sweep, workers
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.imports import quick_imports
 from audio_mnist.validation import validate_demo, validate_ensemble, validate_explore, validate_predict, validate_train
 
 
@@ -84,7 +85,8 @@ def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:
     hydra = HydraConfig.get()
     try:
         validate_train(cfg)  # before the imports below, which take seconds
-        from audio_mnist.training import train as train_one
+        with quick_imports():
+            from audio_mnist.training import train as train_one
 
         parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
         metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
@@ -102,7 +104,8 @@ def ensemble(cfg: DictConfig) -> dict[str, float]:
     """`ensemble.py`."""
     try:
         validate_ensemble(cfg)
-        from audio_mnist.combining import ensemble as combine
+        with quick_imports():
+            from audio_mnist.combining import ensemble as combine
 
         return combine(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:
@@ -113,7 +116,8 @@ def predict(cfg: DictConfig) -> None:
     """`predict.py`; status 2 where recordings could not be read."""
     try:
         validate_predict(cfg)
-        from audio_mnist.predicting import predict as predict_all
+        with quick_imports():
+            from audio_mnist.predicting import predict as predict_all
 
         if predict_all(cfg):
             sys.exit(2)
@@ -125,7 +129,8 @@ def demo(cfg: DictConfig) -> None:
     """`demo.py`."""
     try:
         validate_demo(cfg)
-        from audio_mnist.demo_page import serve
+        with quick_imports():
+            from audio_mnist.demo_page import serve
 
         serve(cfg)
     except AudioMnistError as error:
@@ -141,7 +146,8 @@ def explore(cfg: DictConfig) -> None:
     """`explore.py`."""
     try:
         validate_explore(cfg)
-        from audio_mnist.exploring import explore as explore_corpus
+        with quick_imports():
+            from audio_mnist.exploring import explore as explore_corpus
 
         explore_corpus(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:

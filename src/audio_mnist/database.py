@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from audio_mnist.errors import RunError
+from audio_mnist.imports import quick_imports
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 def import_client(uri: str) -> None:
     """Imports what the client of a tracking store needs, which takes seconds; the store is left alone."""
     _quieten()
-    importlib.import_module("mlflow.artifacts")
-    if not uri.startswith("http"):
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    with quick_imports():
+        importlib.import_module("mlflow.artifacts")
+        if not uri.startswith("http"):
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def _quieten() -> None:

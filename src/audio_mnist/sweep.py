@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from audio_mnist import workers
 from audio_mnist.config import fingerprint, to_plain, without_password
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.imports import quick_imports
 from audio_mnist.jobs import Job, compose_all, overrides_of, plan
 from audio_mnist.validation import validate_train
 
@@ -248,8 +249,9 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    from audio_mnist.folds import Folds, assign_folds, split_clips
-    from audio_mnist.prepared import PreparedCorpus, prepare
+    with quick_imports():
+        from audio_mnist.folds import Folds, assign_folds, split_clips
+        from audio_mnist.prepared import PreparedCorpus, prepare
 
     overrides = overrides_of(config)
     configs = [validate_train(cfg) for cfg in compose_all(config_name, overrides)]
@@ -278,7 +280,8 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     _leave_cores(config, plains)
     # torch takes seconds to import: here and in the workers at once, and not before the clips were found fine
     starting = workers.start(config.hydra.launcher, configs[0].tracking.uri, len(configs))
-    from audio_mnist import recipes, report, resuming, tracking
+    with quick_imports():
+        from audio_mnist import recipes, report, resuming, tracking
 
     keys: list[str] = []
     checked: set[str] = set()

@@ -63,6 +63,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.shown_uri = uri, without_password(uri)
+        database.import_client(uri)
         try:
             artifacts = database.prepare_sqlite(uri) if uri.startswith("sqlite") else None
             with mlflow_errors(f"tracking.uri={self.shown_uri}"):

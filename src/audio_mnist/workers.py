@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from audio_mnist.imports import quick_imports
+
 if TYPE_CHECKING:
     from joblib.externals.loky import ProcessPoolExecutor
 
@@ -74,11 +76,12 @@ def _import(sweep: int, tracking_uri: str | None) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would end in a traceback of some import
     try:
         end_with_sweep(sweep)
-        importlib.import_module("audio_mnist.training")
-        if tracking_uri is not None:
-            from audio_mnist import database
+        with quick_imports():
+            importlib.import_module("audio_mnist.training")
+            if tracking_uri is not None:
+                from audio_mnist import database
 
-            database.import_client(tracking_uri)
+                database.import_client(tracking_uri)
     finally:
         signal.signal(signal.SIGINT, before)
 
