@@ -1,5 +1,6 @@
 """Augmentations of waveforms (B, 1, T)."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -22,12 +23,13 @@ class _Grouped(Augmentation):
 
     def augment(self, x: Tensor) -> Tensor:
         drawn = torch.randint(len(self.strengths), (len(x),), device=x.device)
-        changed = x.clone()
-        for number in drawn.unique().tolist():
-            if self.strengths[number] != self.neutral:
-                rows = (drawn == number).nonzero().squeeze(1)
-                changed[rows] = middle(self.change(x[rows], number), x.shape[-1])
-        return changed
+        order = drawn.argsort(stable=True)
+        groups = x[order].split(drawn.bincount(minlength=len(self.strengths)).tolist())
+        changed = [
+            group if strength == self.neutral or not len(group) else middle(self.change(group, number), x.shape[-1])
+            for number, (strength, group) in enumerate(zip(self.strengths, groups, strict=True))
+        ]
+        return torch.empty_like(x).index_copy_(0, order, torch.cat(changed))
 
     def change(self, x: Tensor, number: int) -> Tensor:
         """(b, 1, T) clips at strength `number` -> (b, 1, any length)."""
@@ -150,12 +152,18 @@ class Filter(Augmentation):
     def augment(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x)  # (B, 1, T / 2 + 1)
         drawn_db = uniform(-self.strength_db, self.strength_db, (len(x), self.bands), x)
-        bins_hz = torch.linspace(0, self.sample_rate_hz / 2, spectrum.shape[-1], device=x.device)
-        place = torch.log1p(bins_hz / 700) / math.log1p(self.sample_rate_hz / 1400) * (self.bands - 1)
-        points = torch.arange(self.bands, device=x.device).unsqueeze(1)
-        hats = (1 - (place - points).abs()).clamp_min(0)  # (bands, T / 2 + 1): between two points the gain is linear
+        hats = _hats(spectrum.shape[-1], self.sample_rate_hz, self.bands, x.device)
         gain = torch.exp(drawn_db @ hats * (math.log(10) / 20))
         return torch.fft.irfft(_scaled(spectrum, gain.unsqueeze(1)), n=x.shape[-1])
+
+
+@functools.lru_cache(maxsize=4)
+def _hats(bins: int, sample_rate_hz: int, bands: int, device: torch.device) -> Tensor:
+    """(bands, bins) shares of points evenly spaced on the mel scale in each bin: between two they are linear."""
+    bins_hz = torch.linspace(0, sample_rate_hz / 2, bins, device=device)
+    place = torch.log1p(bins_hz / 700) / math.log1p(sample_rate_hz / 1400) * (bands - 1)
+    points = torch.arange(bands, device=device).unsqueeze(1)
+    return (1 - (place - points).abs()).clamp_min(0)
 
 
 class _Additive(Augmentation):

@@ -80,9 +80,9 @@ class ResNet(Model):
             if not fine:
                 raise ConfigError(f"model.{key}={got}: expected {expected}")
         w = 16 * width
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), batch_norm(w, sub_bands), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), batch_norm(w, sub_bands), nn.MaxPool2d(2))
         self.stages = nn.Sequential(
-            nn.MaxPool2d(2),
+            nn.ReLU(),  # after the pooling: the same numbers from a quarter of the values
             _stage(w, 2 * w, depth, sub_bands),
             nn.MaxPool2d(2),
             _stage(2 * w, 2 * w, depth, sub_bands),
@@ -96,7 +96,7 @@ class ResNet(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.pad(self.scaled(x), (0, max(0, 8 - x.shape[3]), 0, max(0, 8 - x.shape[2])))
-        x = self.stem(x)  # (B, 16w, F, N)
+        x = self.stem(x)  # (B, 16w, F/2, N/2)
         x = self.stages(x)  # (B, 64w, F/8, N/8)
         x = x.mean(dim=(2, 3))  # (B, 64w); adaptive pooling has no deterministic backward on CUDA
         x = self.hidden(x)  # (B, 32w)
