@@ -155,13 +155,16 @@ def test_build_store_mends_a_store_cut_in_half(tmp_path: Path, name: str) -> Non
     np.testing.assert_array_equal(mended.clip(0), noise())
 
 
-def test_build_store_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error, no partial store."""
-
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(waveforms.np, "save", full)
+@pytest.mark.parametrize("in_process", [False, True])
+def test_build_store_on_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: bool
+) -> None:
+    """One clear error, no partial store, whether this process finds no room or one that decodes for it."""
+    if in_process:
+        monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
+        monkeypatch.setattr(waveforms, "write_clips", _find_no_room)
+    else:
+        monkeypatch.setattr(waveforms.np, "save", _find_no_room)
     table = manifest_of(write(tmp_path / "a.wav", noise()))
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
         build(table, tmp_path / "cache")
@@ -196,20 +199,11 @@ def test_build_store_says_that_a_process_was_ended(tmp_path: Path, monkeypatch: 
     assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
 
 
-def test_build_store_on_a_disk_that_a_process_finds_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of the process becomes the same one line."""
-    monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
-    monkeypatch.setattr(waveforms, "write_clips", _find_no_room)
-    table = manifest_of(write(tmp_path / "a.wav", noise()))
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
-        build(table, tmp_path / "cache")
-
-
 def _die(*_args: object) -> None:
     os._exit(1)
 
 
-def _find_no_room(*_args: object) -> None:
+def _find_no_room(*_args: object, **_options: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

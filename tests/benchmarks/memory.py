@@ -7,12 +7,11 @@ Peak resident memory of a training on 105,000 clips / on 1,000 clips, an epoch e
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from tests.benchmarks.store import CLIPS, FEW, corpus_in
-from tests.benchmarks.timing import PROJECT, machine
+from tests.benchmarks.timing import PROJECT, in_folder, machine
 
 
 def train(folder: Path, manifest: str) -> tuple[float, float]:
@@ -43,8 +42,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]).resolve())
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))
+    in_folder(main)

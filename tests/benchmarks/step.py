@@ -3,7 +3,8 @@
 1. A run of `train` (Lightning, MLflow, state kept, the fold scored as often per step as in a run of 2,500) / a bare
    loop of the same net, features, batches and steps in the same arithmetic, without scoring, from the first step to
    the last. The same without scoring in either.
-2. A step in the default precision / a naive one: float32, contiguous, no fused optimiser.
+2. A step in the default precision / a naive one: float32, contiguous, no fused optimiser. The same without
+   augmentation, which costs both alike.
 3. Gathering and placing the clips of a batch / the step that uses them.
 """
 
@@ -104,11 +105,12 @@ def main(overrides: list[str]) -> None:
         ("train()", lambda: whole_run(composed(*unscored))),
         ("bare loop, same arithmetic", lambda: bare_loop(plain, steps, precision=precision)),
     )
-    ratio(
-        "step, default / naive",
-        (f"{precision}, channels_last, fused", lambda: bare_loop(plain, 100, precision=precision)),
-        ("float32, contiguous, for loops", lambda: bare_loop(plain, 100, precision="32-true", naive=True)),
-    )
+    for title, own in (("step", plain), ("step without augmentation", plain | {"augment": {}})):
+        ratio(
+            f"{title}, default / naive",
+            (f"{precision}, channels_last, fused", lambda own=own: bare_loop(own, 100, precision=precision)),
+            ("float32, contiguous, for loops", lambda own=own: bare_loop(own, 100, precision="32-true", naive=True)),
+        )
     corpus = prepare(plain["data"])
     rng = np.random.default_rng(0)
     draws = [(rng.integers(len(corpus.store), size=32), rng.random(32)) for _ in range(100)]

@@ -7,8 +7,6 @@
 
 import csv
 import os
-import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,7 @@ from tqdm import tqdm
 
 from audio_mnist.config import to_plain
 from audio_mnist.prepared import prepare
-from tests.benchmarks.timing import composed, machine
+from tests.benchmarks.timing import composed, in_folder, machine
 
 CLIPS, FEW, RATE_HZ = 105_000, 1_000, 16_000
 
@@ -75,8 +73,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]).resolve())
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))
+    in_folder(main)

@@ -5,6 +5,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,3 +82,12 @@ def command(folder: Path, *arguments: str, cores: set[int] | None = None, status
     if done.returncode != status:
         sys.exit(done.stdout + done.stderr)
     return seconds
+
+
+def in_folder(main: Callable[[Path], None]) -> None:
+    """Calls `main` with the folder of the command line, which is kept, or with one that is removed after it."""
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]).resolve())
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary))
