@@ -133,7 +133,7 @@ class MlflowServer:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         port = str(free_port())
-        self.address, self._folder = f"http://127.0.0.1:{port}", folder
+        self.address, self.folder = f"http://127.0.0.1:{port}", folder
         self._command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", port]
         self._process: subprocess.Popen | None = None
 
@@ -141,7 +141,7 @@ class MlflowServer:
         """Returns when it answers."""
         self._process = subprocess.Popen(
             [*self._command, "--workers", "1"],
-            cwd=self._folder,
+            cwd=self.folder,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

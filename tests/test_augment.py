@@ -87,6 +87,19 @@ def test_speed_moves_the_pitch_by_its_factor(noise_folder: Path) -> None:
     assert sounding[0].item() == pytest.approx(800, abs=30) and sounding[-1].item() == pytest.approx(7200, abs=30)
 
 
+def test_speed_gives_each_clip_back_in_its_place(noise_folder: Path) -> None:
+    """Forty tones of their own pitches, at three speeds: each comes out at a speed's multiple of its own."""
+    module = build("speed", noise_folder, low=0.95, high=1.05, choices=3)
+    pitch_hz = torch.arange(600, 3000, 60)
+    t = torch.arange(RATE_HZ) / RATE_HZ
+    torch.manual_seed(0)
+    out = module(torch.sin(2 * torch.pi * pitch_hz[:, None] * t).unsqueeze(1))
+    factors = torch.fft.rfft(out[:, 0]).abs().argmax(dim=1) / pitch_hz
+    nearest = (factors * 20).round() / 20
+    np.testing.assert_allclose(factors, nearest, atol=0.004)
+    assert set(nearest.mul(100).round().int().tolist()) == {95, 100, 105}
+
+
 def test_speed_slower_keeps_the_middle(noise_folder: Path) -> None:
     """A factor of 0.8 makes the clip longer; its ends are cut, not its middle."""
     module = build("speed", noise_folder, low=0.8, high=0.8, choices=1)

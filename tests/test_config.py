@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from audio_mnist.config import fingerprint, recipe, to_plain, without_password
+from audio_mnist.config import fingerprint, recipe, to_plain, without_password, without_user
 from audio_mnist.errors import ConfigError
 from audio_mnist.validation import validate_ensemble, validate_train
 from tests.conftest import PROJECT, composed
@@ -131,6 +131,11 @@ def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
     """As for training."""
     with pytest.raises(ConfigError, match=message):
         validate_ensemble(composed(*overrides, name="ensemble"))
+
+
+def test_without_user() -> None:
+    assert without_user("https://u:p%40w@host:5000/mlflow") == "https://host:5000/mlflow"
+    assert without_user("http://u:p@w@host") == without_user("http://host") == "http://host"
 
 
 def test_without_password() -> None:

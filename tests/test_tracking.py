@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from audio_mnist import database
 from audio_mnist.errors import RunError
 from audio_mnist.tracked import list_of
 from audio_mnist.tracking import Tracker
@@ -116,3 +117,15 @@ def test_tracker_refuses_a_deleted_experiment(tmp_path: Path) -> None:
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(RunError, match="was deleted in MLflow; restore it"):
         Tracker(uri_of(tmp_path), "audio-mnist")
+
+
+def test_an_error_does_not_tell_the_password_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person pastes into a report has the address alone."""
+
+    def refuse(uri: str) -> None:
+        raise OSError(f"{uri.rpartition('@')[2]}: connection refused")
+
+    monkeypatch.setattr(database, "connect", refuse)
+    with pytest.raises(RunError) as caught:
+        Tracker("postgresql://someone:hunter2@host:5432/db", "audio-mnist")
+    assert "postgresql://someone:***@host:5432/db" in str(caught.value) and "hunter2" not in str(caught.value)

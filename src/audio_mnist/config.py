@@ -134,6 +134,11 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^/:@\s]*):\S*@", r"\1:***@", uri)
 
 
+def without_user(uri: str) -> str:
+    """A server's address without a name and password, as a browser opens it."""
+    return re.sub(r"://\S*@", "://", uri)
+
+
 def _parallel_runs(accelerator: str, threads: int) -> int:
     """Runs of a sweep side by side: one a GPU where they train on one, else as many as have a core a thread."""
     if accelerator != "cpu" and shutil.which("nvidia-smi"):

@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from audio_mnist import workers
-from audio_mnist.config import fingerprint, to_plain, without_password
+from audio_mnist.config import fingerprint, to_plain, without_password, without_user
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.imports import quick_imports
 from audio_mnist.jobs import Job, compose_all, overrides_of, plan
@@ -245,6 +245,8 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
     if uri.startswith("sqlite"):
         text.append(f"compare them: mlflow ui --backend-store-uri {sweep.uri}")
         text.append(f"              then open http://127.0.0.1:5000/{table}")
+    elif uri.startswith("http"):
+        text.append(f"compare them: {without_user(uri).rstrip('/')}/{table}")
     return text
 
 
