@@ -136,12 +136,21 @@ def test_validate_ensemble_refuses(overrides: list[str], message: str) -> None:
 def test_without_user() -> None:
     assert without_user("https://u:p%40w@host:5000/mlflow") == "https://host:5000/mlflow"
     assert without_user("http://u:p@w@host") == without_user("http://host") == "http://host"
+    assert without_user("http://host:5000/@team") == "http://host:5000/@team"
 
 
 def test_without_password() -> None:
-    """Addresses of stores as they may be logged."""
-    assert without_password("postgresql://u:p%40w@host:5432/db") == "postgresql://u:***@host:5432/db"
-    assert without_password("tracking.uri=mysql://u:p@s/s@host/db") == "tracking.uri=mysql://u:***@host/db"
+    """Addresses of stores, and messages that name them, as they may be logged."""
+    for told, shown in {
+        "postgresql://u:p%40w@host:5432/db": "postgresql://u:***@host:5432/db",
+        "tracking.uri=mysql://u:p@s/s@host/db": "tracking.uri=mysql://u:***@host/db",
+        "postgresql://me@server:secret@host/db": "postgresql://me@server:***@host/db",
+        "postgresql://host/db?user=u&password=secret&x=1": "postgresql://host/db?user=u&password=***&x=1",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dsecret": "mssql+pyodbc:///?odbc_connect=***",
+        "https://dapi123@host/path": "https://***@host/path",
+        "http://u:secret@host:5000/api failed, for u@host": "http://u:***@host:5000/api failed, for u@host",
+    }.items():
+        assert without_password(told) == shown
     for uri in ("sqlite:///mlruns/mlflow.db", "http://127.0.0.1:5000", "postgresql://u@host/db", "databricks"):
         assert without_password(uri) == uri
 

@@ -23,7 +23,7 @@ from audio_mnist import calibration, combining, ensembling, features, members, t
 from audio_mnist.classifier import Classifier
 from audio_mnist.errors import AudioMnistError, RunError
 from audio_mnist.training import train
-from tests.conftest import PROJECT, MlflowServer, composed, run_command, write_tones
+from tests.conftest import PROJECT, MlflowServer, composed, free_port, run_command, untraced, write_tones
 from tests.test_corpora import make_dacon
 
 SWEEP = (
@@ -420,6 +420,30 @@ def test_commands_refuse_a_folder_that_cannot_hold_runs(tmp_path: Path, argument
     assert done.returncode != 0
     assert "mlruns: expected a folder for runs and logs, found a file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ["train.py", "-m"], ["ensemble.py", "run_ids=latest"]])
+def test_password_on_the_command_line_is_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    """It would stay in Hydra's folder of the run; the message says where it belongs, without it."""
+    done = untraced(tmp_path, *arguments, "tracking.uri=http://someone:hunter2@127.0.0.1:9")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "MLFLOW_TRACKING_PASSWORD" in done.stderr and "hunter2" not in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_server_that_does_not_answer_is_named_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the password, given in a variable, in any file."""
+    monkeypatch.setenv("STORE", f"http://someone:hunter2@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = untraced(tmp_path, "ensemble.py", "run_ids=latest", "tracking.uri=${oc.env:STORE}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "tracking.uri=http://someone:***@127.0.0.1" in done.stderr and "hunter2" not in done.stdout + done.stderr
+    kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("${oc.env:STORE}" in text for text in kept) and not any("hunter2" in text for text in kept)
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])

@@ -16,12 +16,12 @@ def thawed():
     gc.unfreeze()
 
 
-@pytest.mark.parametrize(("modules", "kept"), [(200, True), (1, False)])
-def test_what_heavy_imports_made_is_left_out_of_later_passes(
-    monkeypatch: pytest.MonkeyPatch, modules: int, kept: bool
+@pytest.mark.parametrize(("first", "modules", "kept"), [(True, 200, True), (True, 1, False), (False, 200, False)])
+def test_what_a_process_imports_first_is_left_out_of_later_passes(
+    monkeypatch: pytest.MonkeyPatch, first: bool, modules: int, kept: bool
 ) -> None:
-    """A worker's second run imports hardly anything: what the first left behind is still collected."""
-    with quick_imports():
+    """But nothing later, as by a worker's second run: what runs leave behind is still collected."""
+    with quick_imports(first=first):
         assert not gc.isenabled()
         for number in range(modules):
             monkeypatch.setitem(sys.modules, f"heavy_{number}", ModuleType(f"heavy_{number}"))

@@ -108,11 +108,14 @@ def server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     server.stop()
 
 
-def test_sweep_on_a_postgresql_server_gives_the_same_table(server: MlflowServer, tmp_path: Path) -> None:
+def test_sweep_on_a_postgresql_server_gives_the_same_table(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And its ensemble the same scores; the command again trains nothing; the address's password is told to nobody."""
     tables, scores, printed = [], [], ""
+    monkeypatch.setenv("STORE", server.address.replace("//", "//someone:hunter2@"))
     write_tones(tmp_path / "tones")
-    for uri in ("sqlite:///mlruns/mlflow.db", server.address.replace("//", "//someone:hunter2@")):
+    for uri in ("sqlite:///mlruns/mlflow.db", "${oc.env:STORE}"):
         sweep = (*SWEEP, "trainer.max_epochs=5", f"tracking.uri={uri}", "-m")
         done = untraced(tmp_path, *sweep)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -124,13 +127,13 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(server: MlflowServer,
     assert tables[0] == tables[1] != "" and scores[0] == scores[1] != ""
     again = untraced(tmp_path, *sweep)
     assert "4 of them are finished already" in again.stdout
-    assert "//someone:***@" in printed and "hunter2" not in printed
+    assert "'tracking.uri=${oc.env:STORE}'" in again.stdout and "hunter2" not in printed + again.stdout + again.stderr
     assert f"compare them: {server.address}/#/experiments/" in again.stdout
     tracker = Tracker(server.address, "audio-mnist")
     runs = tracker.client.search_runs([tracker.experiment_id])
     told = [part for run in runs for part in (*run.data.params.values(), *run.data.tags.values())]
     assert any("//someone:***@" in part for part in told) and not any("hunter2" in part for part in told)
-    kept = [path.read_bytes() for path in server.folder.rglob("artifacts/**/*") if path.is_file()]
+    kept = [path.read_bytes() for root in (server.folder, tmp_path) for path in root.rglob("*") if path.is_file()]
     assert any(b"//someone:***@" in content for content in kept)
     assert not any(b"hunter2" in content for content in kept)
 

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from audio_mnist import database
 from audio_mnist.errors import RunError
@@ -123,9 +124,9 @@ def test_an_error_does_not_tell_the_password_of_the_address(monkeypatch: pytest.
     """What a person pastes into a report has the address alone."""
 
     def refuse(uri: str) -> None:
-        raise OSError(f"{uri.rpartition('@')[2]}: connection refused")
+        raise MlflowException(f"API request to {uri}/api failed")
 
     monkeypatch.setattr(database, "connect", refuse)
-    with pytest.raises(RunError) as caught:
-        Tracker("postgresql://someone:hunter2@host:5432/db", "audio-mnist")
-    assert "postgresql://someone:***@host:5432/db" in str(caught.value) and "hunter2" not in str(caught.value)
+    with pytest.raises(RunError, match=r"API request to http://someone:\*\*\*@host:5432/api failed") as caught:
+        Tracker("http://someone:hunter2@host:5432", "audio-mnist")
+    assert "hunter2" not in str(caught.value)

@@ -14,7 +14,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from audio_mnist import sweep, workers
+from audio_mnist import database, sweep, workers
+from audio_mnist.config import without_password
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.imports import quick_imports
 from audio_mnist.validation import validate_demo, validate_ensemble, validate_explore, validate_predict, validate_train
@@ -26,9 +27,9 @@ def run(main: Callable[[], Any]) -> int:
     Returns:
         The exit status.
     """
-    problem = (
-        _unwritable(Path("mlruns")) if not any("hydra." in a or a.startswith("--") for a in sys.argv[1:]) else None
-    )
+    problem = _told_password(sys.argv[1:])
+    if not problem and not any("hydra." in a or a.startswith("--") for a in sys.argv[1:]):
+        problem = _unwritable(Path("mlruns"))
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -54,6 +55,19 @@ def run(main: Callable[[], Any]) -> int:
     return status or int(unfinished > 0)
 
 
+def _told_password(arguments: list[str]) -> str | None:
+    """Why a password cannot be given on the command line, where one is."""
+    for argument in arguments:
+        shown = without_password(argument)
+        if argument.lstrip("+").startswith("tracking.") and shown != argument:
+            return (
+                f"{shown}: a password on the command line stays in the folders of runs and in the shell's history; "
+                "for an MLflow server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database put "
+                "the address into a variable, NAME, and give 'tracking.uri=${oc.env:NAME}'"
+            )
+    return None
+
+
 def _unwritable(folder: Path) -> str | None:
     """Why Hydra could not make its run folder below `folder`; it would say so in a traceback."""
     parent = folder if folder.exists() else folder.absolute().parent
@@ -67,6 +81,11 @@ def _unwritable(folder: Path) -> str | None:
     except OSError as error:
         return f"{parent.absolute()}: cannot be written ({error.strerror}); make room there"
     return None
+
+
+def _import_client(cfg: DictConfig) -> None:
+    if cfg.tracking.uri is not None:
+        database.import_client(cfg.tracking.uri)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -85,8 +104,10 @@ def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:
     hydra = HydraConfig.get()
     try:
         validate_train(cfg)  # before the imports below, which take seconds
-        with quick_imports():
+        with quick_imports(first=True):
             from audio_mnist.training import train as train_one
+
+            _import_client(cfg)
 
         parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
         metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
@@ -104,8 +125,10 @@ def ensemble(cfg: DictConfig) -> dict[str, float]:
     """`ensemble.py`."""
     try:
         validate_ensemble(cfg)
-        with quick_imports():
+        with quick_imports(first=True):
             from audio_mnist.combining import ensemble as combine
+
+            _import_client(cfg)
 
         return combine(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:
@@ -116,8 +139,10 @@ def predict(cfg: DictConfig) -> None:
     """`predict.py`; status 2 where recordings could not be read."""
     try:
         validate_predict(cfg)
-        with quick_imports():
+        with quick_imports(first=True):
             from audio_mnist.predicting import predict as predict_all
+
+            _import_client(cfg)
 
         if predict_all(cfg):
             sys.exit(2)
@@ -129,8 +154,10 @@ def demo(cfg: DictConfig) -> None:
     """`demo.py`."""
     try:
         validate_demo(cfg)
-        with quick_imports():
+        with quick_imports(first=True):
             from audio_mnist.demo_page import serve
+
+            _import_client(cfg)
 
         serve(cfg)
     except AudioMnistError as error:
@@ -146,8 +173,10 @@ def explore(cfg: DictConfig) -> None:
     """`explore.py`."""
     try:
         validate_explore(cfg)
-        with quick_imports():
+        with quick_imports(first=True):
             from audio_mnist.exploring import explore as explore_corpus
+
+            _import_client(cfg)
 
         explore_corpus(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:

@@ -129,14 +129,16 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def without_password(uri: str) -> str:
-    """A tracking URI, or an override that sets one, as it may be shown and logged."""
-    return re.sub(r"(://[^/:@\s]*):\S*@", r"\1:***@", uri)
+def without_password(text: str) -> str:
+    """A tracking URI, or a text that names some, as it may be shown and logged."""
+    text = re.sub(r"(://[^/:\s]*):\S*@", r"\1:***@", text)  # name:password@
+    text = re.sub(r"(https?://)[^/:@\s]+@", r"\1***@", text)  # token@
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|odbc_connect)=)[^&\s'\"]+", r"\1***", text)
 
 
 def without_user(uri: str) -> str:
     """A server's address without a name and password, as a browser opens it."""
-    return re.sub(r"://\S*@", "://", uri)
+    return re.sub(r"://[^/\s]*@", "://", uri)
 
 
 def _parallel_runs(accelerator: str, threads: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from audio_mnist.config import without_password, without_user
 from audio_mnist.errors import RunError
 from audio_mnist.imports import quick_imports
 
@@ -32,13 +33,13 @@ def import_client(uri: str) -> None:
 def _quieten() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # a server's address, its password included, after each run
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def connect(uri: str) -> "MlflowClient":
     """MLflow's client of a tracking store, without its talk."""
     _quieten()
+    if without_user(uri) != uri:  # after each run it would print the server's address, password included
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     # after the import, which sets levels of its own
@@ -128,5 +129,5 @@ def mlflow_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = without_password(str(error).strip().splitlines()[0])
         raise RunError(f"{what}: the tracking store cannot be used ({reason})") from None

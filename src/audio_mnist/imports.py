@@ -9,11 +9,13 @@ _HEAVY = 100  # modules
 
 
 @contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(*, first: bool = False) -> Iterator[None]:
     """Imports without the passes of Python's collector, each over all that is imported so far: a fifth of the time.
 
-    What was imported is left out of later passes too. Where hardly anything was, as in a worker's second run,
-    nothing is: it would keep what the first one left behind.
+    Args:
+        first: nothing else was done before, so what is imported is left out of
+            later passes too. Not where hardly anything was, as in a worker's
+            second run: what the first left behind would be kept for ever.
     """
     before, collects = len(sys.modules), gc.isenabled()
     gc.disable()
@@ -21,6 +23,6 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         if collects:
-            if len(sys.modules) - before > _HEAVY:
+            if first and len(sys.modules) - before > _HEAVY:
                 gc.freeze()
             gc.enable()

@@ -34,6 +34,13 @@ class Job:
     key: str
 
 
+def given_overrides(config: DictConfig) -> list[str]:
+    """The overrides of a command as they were typed, the values of variables left out."""
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(given, list)
+    return [str(one) for one in given]
+
+
 def overrides_of(config: DictConfig) -> list[list[str]]:
     """The overrides of every job, as Hydra's basic sweeper deals them out.
 
@@ -47,7 +54,7 @@ def overrides_of(config: DictConfig) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     fixed = config.hydra.sweeper.get("params") or {}
-    given = [f"{key}={value}" for key, value in fixed.items()] + list(config.hydra.overrides.task)
+    given = [f"{key}={value}" for key, value in fixed.items()] + given_overrides(config)
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
 
 

@@ -24,7 +24,7 @@ from audio_mnist import workers
 from audio_mnist.config import fingerprint, to_plain, without_password, without_user
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.imports import quick_imports
-from audio_mnist.jobs import Job, compose_all, overrides_of, plan
+from audio_mnist.jobs import Job, compose_all, given_overrides, overrides_of, plan
 from audio_mnist.validation import validate_train
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class _Sweep:
     place: str = ""  # whose runs these are: `resuming.place`
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     starting: threading.Thread | None = None  # its workers
+    where: str | None = None  # the override that named the tracking store, as it was given
     began: float = field(default_factory=time.monotonic)
 
 
@@ -237,7 +238,8 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
     """What to do with a sweep that is over."""
     text = []
     uri = str(sweep.uri)
-    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" tracking.uri={shlex.quote(without_password(uri))}"
+    given = sweep.where or f"tracking.uri={without_password(uri)}"
+    where = "" if sweep.uri == "sqlite:///mlruns/mlflow.db" else f" {shlex.quote(given)}"
     where += "" if sweep.experiment == "audio-mnist" else f" tracking.experiment={shlex.quote(sweep.experiment)}"
     if finished:
         ids = ",".join(run.id for run in finished)
@@ -251,7 +253,7 @@ def _next(sweep: _Sweep, finished: list["RunRecord"], table: str) -> list[str]:
 
 
 def _start(config: DictConfig, config_name: str) -> _Sweep:
-    with quick_imports():
+    with quick_imports(first=True):
         from audio_mnist.folds import Folds, assign_folds, split_clips
         from audio_mnist.prepared import PreparedCorpus, prepare
 
@@ -282,8 +284,11 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     _leave_cores(config, plains)
     # torch takes seconds to import: here and in the workers at once, and not before the clips were found fine
     starting = workers.start(config.hydra.launcher, configs[0].tracking.uri, len(configs))
-    with quick_imports():
-        from audio_mnist import recipes, report, resuming, tracking
+    with quick_imports(first=True):
+        from audio_mnist import database, recipes, report, resuming, tracking
+
+        if configs[0].tracking.uri is not None:
+            database.import_client(configs[0].tracking.uri)
 
     keys: list[str] = []
     checked: set[str] = set()
@@ -320,7 +325,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     place = resuming.place(plains[0])
     run_id, taken = _parent(tracker, [corpora[key].fingerprint for key in corpora], keys, together, resumable, place)
     parent = tracker.open(run_id)
-    parent.set_tag("overrides", " ".join(without_password(str(o)) for o in config.hydra.overrides.task))
+    parent.set_tag("overrides", " ".join(map(without_password, given_overrides(config))))
     parent.set_tag("place", place)
     parent.set_tag("begun", f"{time.time():.3f}")
     parent.set_tag("corpus", ", ".join(sorted({corpus.name for corpus in corpora.values()})))
@@ -354,6 +359,7 @@ def _start(config: DictConfig, config_name: str) -> _Sweep:
     return _Sweep(
         *(run_id, first.tracking.uri, first.tracking.experiment, jobs, sweep_dir, caption, notes, speaker_of),
         *(taken, folder, place, lock, starting),
+        where=next((one for one in given_overrides(config) if one.startswith("tracking.uri=")), None),
     )
 
 

@@ -161,7 +161,7 @@ class Tracker:
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            raise RunError(f"tracking.uri={self.shown_uri}: {error.message}") from None
+            raise RunError(f"tracking.uri={self.shown_uri}: {without_password(error.message)}") from None
 
     def children(self, parent_id: str) -> list[RunRecord]:
         """The training runs under a parent, oldest first."""
@@ -260,7 +260,7 @@ class Tracker:
                     download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=self.uri)
                 )
             except Exception as error:
-                reason = str(error).strip().splitlines()[-1]
+                reason = without_password(str(error).strip().splitlines()[-1])
                 raise RunError(f"run {run_id}: its artifact {path} cannot be read ({reason})") from None
             yield local
 

@@ -111,8 +111,8 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             with contextlib.suppress(Exception):  # the tracking store itself may be what broke
-                run.log_text(traceback.format_exc(), "traceback.txt")
-                run.set_tag("error", f"{type(error).__name__}: {error}")
+                run.log_text(without_password(traceback.format_exc()), "traceback.txt")
+                run.set_tag("error", without_password(f"{type(error).__name__}: {error}"))
             run.end("KILLED" if stopped else "FAILED")
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise RunError(

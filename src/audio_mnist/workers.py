@@ -76,7 +76,7 @@ def _import(sweep: int, tracking_uri: str | None) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would end in a traceback of some import
     try:
         end_with_sweep(sweep)
-        with quick_imports():
+        with quick_imports(first=True):
             importlib.import_module("audio_mnist.training")
             if tracking_uri is not None:
                 from audio_mnist import database
