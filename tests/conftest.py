@@ -235,7 +235,7 @@ class Browser:
             context.close()
 
     def _note(self, request: "Request") -> None:
-        if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
+        if not request.url.startswith(("http://127.0.0.1", "file:", "data:", "blob:")):
             self.elsewhere.append(request.url)
 
 

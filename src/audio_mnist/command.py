@@ -14,7 +14,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from audio_mnist import database, sweep, workers
+from audio_mnist import sweep, workers
 from audio_mnist.config import without_password
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.imports import quick_imports
@@ -84,6 +84,8 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def _import_client(cfg: DictConfig) -> None:
+    from audio_mnist import database
+
     if cfg.tracking.uri is not None:
         database.import_client(cfg.tracking.uri)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _WATCH_S = 2.0
 busy = threading.Lock()  # held in a worker while it trains
 _sweep: int | None = None  # in a worker: the process of its sweep
+_starting: threading.Thread | None = None  # in a sweep
+_END_S = 10.0
 
 
 def start(launcher: DictConfig, tracking_uri: str | None, jobs: int) -> threading.Thread | None:
@@ -43,17 +45,24 @@ def start(launcher: DictConfig, tracking_uri: str | None, jobs: int) -> threadin
 
     options = {str(key): value for key, value in settings.items()} | {"backend": "loky"}
     process_joblib_cfg(options)
-    thread = threading.Thread(target=_start, args=(options, tracking_uri, jobs), daemon=True)
-    thread.start()
-    return thread
+    global _starting
+    _starting = threading.Thread(target=_start, args=(options, tracking_uri, jobs), daemon=True)
+    _starting.start()
+    return _starting
 
 
 def stop() -> None:
     """Ends the processes at once, with whatever they do."""
     from joblib.externals.loky import reusable_executor
 
-    if reusable_executor._executor is not None:
-        kill(reusable_executor._executor)
+    # joblib tidies up after them in that thread, and once more at this process's end: the two must not meet
+    deadline = time.monotonic() + _END_S
+    while True:
+        if reusable_executor._executor is not None:
+            kill(reusable_executor._executor)
+        if _starting is None or not _starting.is_alive() or time.monotonic() > deadline:
+            return
+        _starting.join(0.1)
 
 
 def kill(pool: "ProcessPoolExecutor") -> None:
