@@ -83,13 +83,6 @@ def _unwritable(folder: Path) -> str | None:
     return None
 
 
-def _import_client(cfg: DictConfig) -> None:
-    from audio_mnist import database
-
-    if cfg.tracking.uri is not None:
-        database.import_client(cfg.tracking.uri)
-
-
 def train(cfg: DictConfig) -> dict[str, float]:
     """One job of `train.py`."""
     hydra = HydraConfig.get()
@@ -108,8 +101,6 @@ def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:
         validate_train(cfg)  # before the imports below, which take seconds
         with quick_imports(first=True):
             from audio_mnist.training import train as train_one
-
-            _import_client(cfg)
 
         parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
         metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
@@ -130,8 +121,6 @@ def ensemble(cfg: DictConfig) -> dict[str, float]:
         with quick_imports(first=True):
             from audio_mnist.combining import ensemble as combine
 
-            _import_client(cfg)
-
         return combine(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:
         sys.exit(f"error: {error}")
@@ -143,8 +132,6 @@ def predict(cfg: DictConfig) -> None:
         validate_predict(cfg)
         with quick_imports(first=True):
             from audio_mnist.predicting import predict as predict_all
-
-            _import_client(cfg)
 
         if predict_all(cfg):
             sys.exit(2)
@@ -158,8 +145,6 @@ def demo(cfg: DictConfig) -> None:
         validate_demo(cfg)
         with quick_imports(first=True):
             from audio_mnist.demo_page import serve
-
-            _import_client(cfg)
 
         serve(cfg)
     except AudioMnistError as error:
@@ -177,8 +162,6 @@ def explore(cfg: DictConfig) -> None:
         validate_explore(cfg)
         with quick_imports(first=True):
             from audio_mnist.exploring import explore as explore_corpus
-
-            _import_client(cfg)
 
         explore_corpus(cfg, Path(HydraConfig.get().runtime.output_dir))
     except AudioMnistError as error:
