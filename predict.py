@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from audio_mnist import command
+from audio_mnist import cli as command
 
 
 @hydra.main(version_base="1.3", config_path="conf/predict", config_name="predict")

@@ -167,8 +167,8 @@ class Trained:
     """Two features, two folds, their stacked ensemble, and test clips that none of them saw."""
 
     def __init__(self, folder: Path) -> None:
-        from audio_mnist import training
-        from audio_mnist.tracking import Tracker
+        from audio_mnist.tracking.tracker import Tracker
+        from audio_mnist.training import run as training
 
         self.folder, self.tones = folder, write_tones(folder / "tones")
         paths = sorted(self.tones.rglob("*.wav"))
@@ -194,7 +194,7 @@ class Trained:
         self.ensemble = ensemble.id  # of all four; other tests may make newer ones
 
     def join(self, combine: str, *overrides: str) -> pd.DataFrame:
-        from audio_mnist import combining
+        from audio_mnist.ensemble import run as combining
 
         ids = f"run_ids=[{','.join(self.ids)}]"
         cfg = composed(ids, f"combine={combine}", f"tracking.uri={self.uri}", *overrides, name="ensemble")

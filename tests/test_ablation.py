@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audio_mnist import ablation, report
-from audio_mnist.tracking import RunRecord, Tracker
+from audio_mnist.report import tables as report
+from audio_mnist.sweep import ablation
+from audio_mnist.tracking.tracker import RunRecord, Tracker
 
 CLIPS = tuple("abcd")
 

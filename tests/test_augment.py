@@ -13,8 +13,8 @@ from audio_mnist import features
 from audio_mnist.augment import Augmentation, Augmenter, Placement
 from audio_mnist.augment.waveform import middle
 from audio_mnist.config import to_plain
-from audio_mnist.datamodule import ShuffledBatches
 from audio_mnist.errors import ConfigError, DataError
+from audio_mnist.training.datamodule import ShuffledBatches
 from tests.conftest import composed
 
 RATE_HZ = 8000

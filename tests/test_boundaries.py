@@ -21,15 +21,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from audio_mnist import corpora, predicting, resuming, training
 from audio_mnist.config import to_plain
-from audio_mnist.decoding import Limits, decode
+from audio_mnist.data import corpora
+from audio_mnist.data.decode import Limits, decode
+from audio_mnist.ensemble.members import find, load_classifier
 from audio_mnist.errors import AudioMnistError, ConfigError, DataError, RunError
 from audio_mnist.features import build
-from audio_mnist.members import find, load_classifier
-from audio_mnist.paths import inside, unpack
-from audio_mnist.tracking import BEST_CHECKPOINT, Tracker
-from audio_mnist.validation import validate_ensemble, validate_predict, validate_train
+from audio_mnist.inference import recordings as predicting
+from audio_mnist.schema import validate_ensemble, validate_predict, validate_train
+from audio_mnist.system.paths import inside, unpack
+from audio_mnist.tracking.tracker import BEST_CHECKPOINT, Tracker
+from audio_mnist.training import resume as resuming
+from audio_mnist.training import run as training
 from tests.conftest import PROJECT, composed
 
 LIMITS = Limits(0.01, 60.0)

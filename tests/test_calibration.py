@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from audio_mnist import calibration, figures
+from audio_mnist.report import figures
+from audio_mnist.scoring import calibration
 
 
 def drawn(temperature: float, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

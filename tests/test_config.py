@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from audio_mnist.config import fingerprint, recipe, to_plain, without_password, without_user
 from audio_mnist.errors import ConfigError
-from audio_mnist.validation import validate_ensemble, validate_train
+from audio_mnist.schema import validate_ensemble, validate_train
 from tests.conftest import PROJECT, composed
 
 

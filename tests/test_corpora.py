@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import soundfile
 
-from audio_mnist import corpora
 from audio_mnist.config import to_plain
-from audio_mnist.corpora import fsdd, synthetic, tables
+from audio_mnist.data import corpora
+from audio_mnist.data.corpora import fsdd, synthetic, tables
 from audio_mnist.errors import ConfigError, DataError
-from audio_mnist.validation import validate_train
+from audio_mnist.schema import validate_train
 from tests.conftest import composed, write_tones
 
 
@@ -280,7 +280,7 @@ def test_synthetic_clips_do_not_depend_on_order_or_process(tmp_path: Path) -> No
     for count in (20, 40):
         settings = synthetic.DEFAULTS | {"train_clips": count, "test_clips": 10}
         folders.append(tmp_path / str(count))
-        command = [sys.executable, "-m", "audio_mnist.corpora.synthetic", json.dumps(settings), str(folders[-1])]
+        command = [sys.executable, "-m", "audio_mnist.data.corpora.synthetic", json.dumps(settings), str(folders[-1])]
         subprocess.run(command, check=True)
     shared = sorted(p.relative_to(folders[0]) for p in folders[0].rglob("*.wav"))
     assert len(shared) == 30
@@ -317,7 +317,7 @@ def test_synthetic_refuses_wrong_settings_and_a_missing_wheel(monkeypatch: pytes
 def test_synthetic_voice_that_is_not_there_is_an_error(voice: str) -> None:
     """An unknown voice does not silently keep the one before."""
     code = (
-        "from audio_mnist.corpora.synthetic import Voice\n"
+        "from audio_mnist.data.corpora.synthetic import Voice\n"
         f"Voice().say('one', voice='{voice}', rate_wpm=150, pitch=50, pitch_range=50, seed=0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_mnist import demo_page, inference
 from audio_mnist.errors import ConfigError
-from audio_mnist.validation import validate_demo
+from audio_mnist.inference import demo as demo_page
+from audio_mnist.inference import predictor as inference
+from audio_mnist.schema import validate_demo
 from tests.conftest import PROJECT, Browser, Trained, composed, run_command
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 
-from audio_mnist import diagnosis
 from audio_mnist.config import to_plain
-from audio_mnist.diagnosis import Answers
-from audio_mnist.prepared import PreparedCorpus, prepare
+from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.report import errors_page as diagnosis
+from audio_mnist.report.errors_page import Answers
 from tests.conftest import Browser, composed
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from audio_mnist import inference, predicting, training, waveforms
+from audio_mnist.data import build_store as waveforms
 from audio_mnist.errors import RunError
-from audio_mnist.tracking import Tracker
+from audio_mnist.inference import predictor as inference
+from audio_mnist.inference import recordings as predicting
+from audio_mnist.tracking.tracker import Tracker
+from audio_mnist.training import run as training
 from tests.conftest import Trained, run_command, write_tones
 from tests.test_resuming import start, training_runs
 

@@ -19,10 +19,15 @@ import soundfile
 import torch
 from omegaconf import DictConfig
 
-from audio_mnist import calibration, combining, ensembling, features, members, tracking
-from audio_mnist.classifier import Classifier
+from audio_mnist import features
+from audio_mnist.ensemble import members
+from audio_mnist.ensemble import run as combining
 from audio_mnist.errors import AudioMnistError, RunError
-from audio_mnist.training import train
+from audio_mnist.scoring import calibration
+from audio_mnist.scoring import mixture as ensembling
+from audio_mnist.tracking import tracker as tracking
+from audio_mnist.training.classifier import Classifier
+from audio_mnist.training.run import train
 from tests.conftest import PROJECT, MlflowServer, composed, free_port, run_command, untraced, write_tones
 from tests.test_corpora import make_dacon
 

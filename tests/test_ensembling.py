@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audio_mnist import ensembling
+from audio_mnist.scoring import mixture as ensembling
 
 
 def random_members(members: int = 3, clips: int = 50, classes: int = 4) -> np.ndarray:

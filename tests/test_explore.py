@@ -7,10 +7,13 @@ import pytest
 import soundfile
 import torch
 
-from audio_mnist import command, exploring, features, pictures
+from audio_mnist import cli as command
+from audio_mnist import features
 from audio_mnist.config import to_plain
-from audio_mnist.prepared import prepare
-from audio_mnist.tracking import Tracker
+from audio_mnist.data.prepare import prepare
+from audio_mnist.explore import run as exploring
+from audio_mnist.report import plots as pictures
+from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import composed, run_command, write_tones
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from audio_mnist.data.folds import EXCLUDED, TEST, assign_folds, split_clips
 from audio_mnist.errors import ConfigError, DataError
-from audio_mnist.folds import EXCLUDED, TEST, assign_folds, split_clips
 
 
 def manifest(clips: int = 60, classes: int = 3, speakers: int = 6, test: int = 0) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from audio_mnist.imports import quick_imports
+from audio_mnist.system.imports import quick_imports
 
 
 @pytest.fixture(autouse=True)

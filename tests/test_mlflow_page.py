@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_mnist.tracking import Tracker
+from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import Browser, MlflowServer, untraced, write_tones
 
 pytestmark = pytest.mark.slow

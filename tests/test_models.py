@@ -6,8 +6,8 @@ import torch
 from audio_mnist import features, models
 from audio_mnist.errors import ConfigError
 from audio_mnist.models import resnet
+from audio_mnist.models.base import RowNorm, SubSpectralNorm
 from audio_mnist.models.bcresnet import BroadcastedBlock
-from audio_mnist.models.model import RowNorm, SubSpectralNorm
 
 
 def trainable(net: torch.nn.Module) -> int:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import soundfile
 
-from audio_mnist import inference, predicting
 from audio_mnist.errors import ConfigError, DataError, RunError
-from audio_mnist.tracking import Tracker
+from audio_mnist.inference import predictor as inference
+from audio_mnist.inference import recordings as predicting
+from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import Trained, composed, run_command
 
 CLASSES = ["high", "low", "mid"]

@@ -15,12 +15,14 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from audio_mnist import hooks, resuming, training
-from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
-from audio_mnist.members import logged_predictions
-from audio_mnist.tracked import Run
-from audio_mnist.tracking import BEST_CHECKPOINT, RunRecord, Tracker
+from audio_mnist.ensemble.members import logged_predictions
+from audio_mnist.tracking.run import Run
+from audio_mnist.tracking.tracker import BEST_CHECKPOINT, RunRecord, Tracker
+from audio_mnist.training import callbacks as hooks
+from audio_mnist.training import resume as resuming
+from audio_mnist.training import run as training
+from audio_mnist.training.classifier import Classifier
 from tests.conftest import PROJECT, untraced, write_tones
 
 

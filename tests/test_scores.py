@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from audio_mnist import scores
+from audio_mnist.scoring import intervals as scores
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (391, 400), (1, 3)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_mnist.tracking import Tracker
+from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import MlflowServer, free_port, untraced, write_tones
 from tests.test_resuming import start, table_of, training_runs
 

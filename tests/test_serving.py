@@ -19,11 +19,15 @@ import pytest
 import soundfile
 import torch
 
-from audio_mnist import devices, exporting, inference, predicting, registry
-from audio_mnist.ensembling import Mixture
 from audio_mnist.errors import ConfigError, RunError
-from audio_mnist.inference import Predictor, load_predictor
-from audio_mnist.validation import validate_ensemble
+from audio_mnist.inference import predictor as inference
+from audio_mnist.inference import recordings as predicting
+from audio_mnist.inference.predictor import Predictor, load_predictor
+from audio_mnist.schema import validate_ensemble
+from audio_mnist.scoring.mixture import Mixture
+from audio_mnist.serving import onnx_graph as exporting
+from audio_mnist.serving import register as registry
+from audio_mnist.system import devices
 from tests.conftest import Trained, composed, run_command
 
 

@@ -3,10 +3,10 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from audio_mnist import sweep
 from audio_mnist.errors import AudioMnistError, ConfigError
-from audio_mnist.jobs import compose_all
-from audio_mnist.validation import validate_train
+from audio_mnist.schema import validate_train
+from audio_mnist.sweep import callback as sweep
+from audio_mnist.sweep.plan import compose_all
 from tests.conftest import PROJECT
 
 

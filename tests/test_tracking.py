@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from audio_mnist import database
 from audio_mnist.errors import RunError
-from audio_mnist.tracked import list_of
-from audio_mnist.tracking import Tracker
+from audio_mnist.tracking import backend as database
+from audio_mnist.tracking.run import list_of
+from audio_mnist.tracking.tracker import Tracker
 
 
 def uri_of(folder: Path) -> str:

@@ -14,17 +14,21 @@ import torch
 import torchaudio
 from omegaconf import DictConfig
 
-from audio_mnist import datamodule, devices, features, tracking, training
+from audio_mnist import features
 from audio_mnist.augment import Augmenter
-from audio_mnist.classifier import Classifier, load, predict_together
 from audio_mnist.config import to_plain
-from audio_mnist.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
+from audio_mnist.data.folds import assign_folds, split_clips
+from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.data.store import WaveformStore
+from audio_mnist.ensemble.members import logged_predictions, probabilities_of
 from audio_mnist.errors import ConfigError
-from audio_mnist.folds import assign_folds, split_clips
-from audio_mnist.members import logged_predictions, probabilities_of
-from audio_mnist.prepared import PreparedCorpus, prepare
-from audio_mnist.store import WaveformStore
-from audio_mnist.validation import validate_train
+from audio_mnist.schema import validate_train
+from audio_mnist.system import devices
+from audio_mnist.tracking import tracker as tracking
+from audio_mnist.training import datamodule
+from audio_mnist.training import run as training
+from audio_mnist.training.classifier import Classifier, load, predict_together
+from audio_mnist.training.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
 from tests.conftest import PROJECT, write_tones
 
 Config = Callable[..., DictConfig]

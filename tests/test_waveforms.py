@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 import soundfile
 
-from audio_mnist import waveforms
-from audio_mnist.decoding import Limits
+from audio_mnist.data import build_store as waveforms
+from audio_mnist.data.build_store import build_store
+from audio_mnist.data.decode import Limits
+from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import DataError
-from audio_mnist.store import WaveformStore
-from audio_mnist.waveforms import build_store
 
 LIMITS = Limits(min_s=0.01, max_s=60)
 

@@ -8,7 +8,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import reusable_executor
 from omegaconf import DictConfig, OmegaConf
 
-from audio_mnist import workers
+from audio_mnist.sweep import workers
 from tests.conftest import PROJECT
 
 # where it runs, and what was imported there before

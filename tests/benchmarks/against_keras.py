@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from audio_mnist.config import to_plain
-from audio_mnist.folds import assign_folds
-from audio_mnist.prepared import prepare
+from audio_mnist.data.folds import assign_folds
+from audio_mnist.data.prepare import prepare
 from tests.benchmarks.timing import PROJECT, composed, machine, real
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from audio_mnist import devices, features
+from audio_mnist import features
 from audio_mnist.config import to_plain
-from audio_mnist.prepared import prepare
+from audio_mnist.data.prepare import prepare
+from audio_mnist.system import devices
 from tests.benchmarks.timing import composed, machine, ratio, real
 
 

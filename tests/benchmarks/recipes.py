@@ -10,7 +10,7 @@ import logging
 import sys
 import tempfile
 
-from audio_mnist import training
+from audio_mnist.training import run as training
 from tests.benchmarks.timing import composed, machine, ratio, real
 
 

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from audio_mnist import devices, features, models, training
+from audio_mnist import features, models
 from audio_mnist.augment import Augmenter
-from audio_mnist.classifier import Classifier
 from audio_mnist.config import to_plain
-from audio_mnist.datamodule import ShuffledBatches
-from audio_mnist.folds import assign_folds, split_clips
-from audio_mnist.prepared import prepare
+from audio_mnist.data.folds import assign_folds, split_clips
+from audio_mnist.data.prepare import prepare
+from audio_mnist.system import devices
+from audio_mnist.training import run as training
+from audio_mnist.training.classifier import Classifier
+from audio_mnist.training.datamodule import ShuffledBatches
 from tests.benchmarks.timing import composed, machine, ratio, real
 
 

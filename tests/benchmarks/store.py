@@ -17,7 +17,7 @@ import soxr
 from tqdm import tqdm
 
 from audio_mnist.config import to_plain
-from audio_mnist.prepared import prepare
+from audio_mnist.data.prepare import prepare
 from tests.benchmarks.timing import composed, in_folder, machine
 
 CLIPS, FEW, RATE_HZ = 105_000, 1_000, 16_000

@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from audio_mnist.validation import validate_train
+from audio_mnist.schema import validate_train
 
 PROJECT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ every batch. A new one is a subclass of `Augmentation` with a `name`, and a key 
 import importlib
 import pkgutil
 
-from audio_mnist.augment.augmenter import Augmenter, Placement
 from audio_mnist.augment.base import Augmentation
+from audio_mnist.augment.pipeline import Augmenter, Placement
 
 __all__ = ["Augmentation", "Augmenter", "Placement"]
 

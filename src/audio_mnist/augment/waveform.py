@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchaudio.functional import add_noise
 
 from audio_mnist.augment.base import Augmentation, uniform
-from audio_mnist.decoding import decode_folder
+from audio_mnist.data.decode import decode_folder
 
 
 class _Grouped(Augmentation):

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 
 from audio_mnist.config import construct
-from audio_mnist.features.frontend import NORMALIZATIONS, PADDINGS, FrontEnd
+from audio_mnist.features.base import NORMALIZATIONS, PADDINGS, FrontEnd
 
 __all__ = ["NORMALIZATIONS", "PADDINGS", "FrontEnd", "build"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.features.frontend import MOST_ROWS
+from audio_mnist.features.base import MOST_ROWS
 from audio_mnist.features.mel import Bands
 
 

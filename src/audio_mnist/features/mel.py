@@ -9,7 +9,7 @@ import torchaudio
 from torch import Tensor
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.features.frontend import LONGEST_MS, MOST_ROWS, FrontEnd
+from audio_mnist.features.base import LONGEST_MS, MOST_ROWS, FrontEnd
 
 
 class Bands(FrontEnd):

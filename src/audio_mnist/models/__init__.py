@@ -9,7 +9,7 @@ import pkgutil
 
 from audio_mnist.config import construct
 from audio_mnist.features import FrontEnd
-from audio_mnist.models.model import Model
+from audio_mnist.models.base import Model
 
 __all__ = ["Model", "build", "for_feature"]
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.models.model import Model, batch_norm
+from audio_mnist.models.base import Model, batch_norm
 
 # channels at tau = 1, blocks, stride over rows, dilation over frames (the paper's table 1)
 STAGES = ((8, 2, 1, 1), (12, 2, 2, 2), (16, 4, 2, 4), (20, 4, 1, 8))

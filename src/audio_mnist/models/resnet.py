@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.models.model import Model, batch_norm
+from audio_mnist.models.base import Model, batch_norm
 
 
 class ResBlock(nn.Module):

@@ -1,0 +1,236 @@
+"""Where an ensemble errs: tables by class, speaker and duration, and one page on which the errors can be heard."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from matplotlib.image import imsave
+from sklearn.metrics import precision_recall_fscore_support
+
+from audio_mnist import features
+from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.features import FrontEnd
+from audio_mnist.report import plots as pictures
+from audio_mnist.scoring.intervals import score
+
+MOST_CLIPS = 60  # of a section of the page, the worst first
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was said of some labelled clips.
+
+    Attributes:
+        title: of the section.
+        rows: (n,) manifest rows.
+        joint: (n, C) the ensemble's probabilities.
+        members: label -> (n, C), each feature's or recipe's own.
+    """
+
+    title: str
+    rows: np.ndarray
+    joint: np.ndarray
+    members: Mapping[str, np.ndarray]
+
+
+def per_class(truth: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...]) -> pd.DataFrame:
+    """Precision, recall, F1 and clips of each class, and their macro mean in the last row.
+
+    Args:
+        truth: (n,) class numbers.
+        predicted: (n,) class numbers.
+        class_names: C names.
+    """
+    numbers = np.arange(len(class_names))
+    values = precision_recall_fscore_support(truth, predicted, labels=numbers, zero_division=0)
+    table = pd.DataFrame(dict(zip(("precision", "recall", "f1", "clips"), values, strict=True)))
+    table.insert(0, "class", list(class_names))
+    mean = table[["precision", "recall", "f1"]].mean()
+    table.loc[len(table)] = ["macro mean", *mean, int(table["clips"].sum())]
+    return table.astype({"clips": int})
+
+
+def by_group(right: np.ndarray, group: np.ndarray, name: str) -> pd.DataFrame:
+    """Accuracy with Wilson's interval for each value of `group`, in its order.
+
+    Args:
+        right: (n,) booleans.
+        group: (n,) values; NaN and "" are left out.
+        name: heading of the values.
+    """
+    rows = []
+    for value in pd.unique(pd.Series(group).sort_values()):
+        if value == "" or pd.isna(value):
+            continue
+        of_group = right[np.asarray(group == value)]
+        result = score(of_group)
+        rows.append((str(value), result.accuracy, result.low, result.high, result.n))
+    return pd.DataFrame(rows, columns=[name, "accuracy", "low", "high", "clips"])
+
+
+def duration_bins(seconds: np.ndarray) -> np.ndarray:
+    """(n,) ordered labels of about equally many clips each, at most five."""
+    return np.asarray(pd.qcut(pd.Series(seconds), 5, duplicates="drop", precision=2))
+
+
+def tables(corpus: PreparedCorpus, answers: Answers) -> dict[str, pd.DataFrame]:
+    """Heading -> table; by speaker only where speakers are known."""
+    truth, predicted = corpus.targets()[answers.rows], answers.joint.argmax(axis=1)
+    clips = corpus.manifest.iloc[answers.rows]
+    found = {"by class": per_class(truth, predicted, corpus.class_names)}
+    speakers = clips["speaker"].to_numpy()
+    if (speakers != "").any():
+        found["by speaker"] = by_group(truth == predicted, speakers, "speaker")
+    found["by duration (s)"] = by_group(truth == predicted, duration_bins(clips["duration_s"].to_numpy()), "duration")
+    return found
+
+
+def write(
+    folder: Path, corpus: PreparedCorpus, sections: list[Answers], configs: Mapping[str, dict], title: str
+) -> list[Path]:
+    """Writes `errors.html`, and the first section's tables as csv; returns their paths.
+
+    Args:
+        folder: that they are written to.
+        corpus: that the clips are of.
+        sections: such as out of fold, and the test split.
+        configs: label -> a member's whole config, for the features that are drawn.
+        title: of the page.
+    """
+    paths = [folder / "errors.html"]
+    paths[0].write_text(
+        page(corpus, sections, front_ends(configs, corpus.store.sample_rate_hz), title), encoding="utf-8"
+    )
+    for heading, table in tables(corpus, sections[0]).items():
+        paths.append(folder / (heading.split(" (")[0].replace(" ", "_") + ".csv"))
+        table.to_csv(paths[-1], index=False, float_format="%.6g")
+    return paths
+
+
+def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, FrontEnd], title: str) -> str:
+    """One self-contained HTML page: the tables, and every clip that the ensemble got wrong, to be heard and seen.
+
+    Args:
+        corpus: that the clips are of.
+        sections: such as out of fold, and the test split.
+        fronts: name -> front end whose feature is drawn.
+        title: of the page.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for answers in sections:
+        truth = corpus.targets()[answers.rows]
+        wrong = np.flatnonzero(answers.joint.argmax(axis=1) != truth)
+        worst = wrong[np.argsort(answers.joint[wrong, truth[wrong]], kind="stable")]
+        parts.append(f"<h2>{html.escape(answers.title)}: {len(wrong)} of {len(truth)} clips wrong</h2>")
+        parts.append("<div class='tables'>")
+        for heading, table in tables(corpus, answers).items():
+            shown = table.to_html(index=False, border=0, float_format="{:.4f}".format, escape=True)
+            parts.append(
+                f"<details{' open' if heading == 'by class' else ''}><summary>{heading}</summary>{shown}</details>"
+            )
+        parts.append("</div>")
+        if len(worst) > MOST_CLIPS:
+            parts.append(f"<p>The {MOST_CLIPS} whose true class had the least probability:</p>")
+        parts += [_clip(corpus, answers, number, fronts) for number in worst[:MOST_CLIPS].tolist()]
+    return PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+def _clip(corpus: PreparedCorpus, answers: Answers, number: int, fronts: Mapping[str, FrontEnd]) -> str:
+    row = int(answers.rows[number])
+    clip = corpus.manifest.iloc[row]
+    names, samples = corpus.class_names, np.array(corpus.store.clip(row))
+    true, said = clip["label"], names[int(answers.joint[number].argmax())]
+    speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
+    about = html.escape(f"{clip['clip_id']}, {clip['duration_s']:.2f} s{speaker}")
+    bars = []
+    for label, p in [("ensemble", answers.joint), *answers.members.items()]:
+        first = [int(p[number].argmax()), names.index(true)]
+        cells = []
+        for index in dict.fromkeys(first):
+            kind = "right" if names[index] == true else "wrong"
+            share, name = float(p[number][index]), html.escape(names[index])
+            cells.append(f"<span class='p {kind}'><i style='width:{100 * share:.1f}%'></i>{name} {share:.3f}</span>")
+        bars.append(f"<tr><th>{html.escape(label)}</th><td>{''.join(cells)}</td></tr>")
+    drawn = "".join(_feature(samples, name, front_end) for name, front_end in fronts.items())
+    wav = _wav(samples, corpus.store.sample_rate_hz)
+    return (
+        f"<section><h3>true <b class='right'>{html.escape(true)}</b>, "
+        f"predicted <b class='wrong'>{html.escape(said)}</b><small>{about}</small></h3><div class='clip'><div>"
+        f"<audio controls preload='none' src='data:audio/wav;base64,{wav}'></audio>"
+        f"<table>{''.join(bars)}</table></div>{drawn}</div></section>"
+    )
+
+
+def _wav(samples: np.ndarray, rate_hz: int) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, format="WAV", subtype="PCM_16")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _feature(samples: np.ndarray, name: str, front_end: FrontEnd) -> str:
+    """A feature before it is scaled, as an image with its axes in words."""
+    with torch.inference_mode():
+        x = front_end.transform(torch.from_numpy(samples).view(1, 1, -1))[0, 0].numpy()  # (F, N)
+    low, high = pictures.limits(x[None], front_end)
+    buffer = io.BytesIO()
+    imsave(buffer, x, format="png", origin="lower", cmap=pictures.COLOURS, vmin=low, vmax=max(high, low + 1e-6))
+    image = base64.b64encode(buffer.getvalue()).decode()
+    values = front_end.row_values()
+    rows = f"{front_end.row_label} {values[0]:.0f} to {values[-1]:.0f}"
+    about = html.escape(f"{name}: {rows}, 0 to {len(samples) / front_end.sample_rate_hz:.2f} s")
+    return f"<figure><img alt='{about}' src='data:image/png;base64,{image}'><figcaption>{about}</figcaption></figure>"
+
+
+def front_ends(configs: Mapping[str, dict], rate_hz: int) -> dict[str, FrontEnd]:
+    """Label -> front end, one of each feature that was trained at this rate.
+
+    Args:
+        configs: label -> a member's whole config.
+        rate_hz: of the clips that will be drawn.
+    """
+    found: dict[str, FrontEnd] = {}
+    for label, config in configs.items():
+        same_rate = config["data"]["sample_rate_hz"] in (None, rate_hz)
+        if same_rate and config["feature"] not in [configs[known]["feature"] for known in found]:
+            found[label] = features.build(config["feature"], rate_hz)
+    return found
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222 }}
+h1 {{ font-size: 1.4rem }}
+h2 {{ font-size: 1.15rem; margin-top: 2.2rem }}
+h3 {{ font-size: 1rem; font-weight: 400; margin: 0 }}
+small {{ color: #666; margin-left: 1rem }}
+b.right {{ color: #1a7f37 }}
+b.wrong {{ color: #c62828 }}
+.tables {{ display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }}
+summary {{ cursor: pointer }}
+table {{ border-collapse: collapse; margin: .4rem 0 }}
+td, th {{ padding: .15rem .6rem; text-align: right; font-weight: 400 }}
+th:first-child, td:first-child {{ text-align: left }}
+thead th {{ border-bottom: 1px solid #999; font-weight: 600 }}
+section {{ border-top: 1px solid #ddd; padding: 1rem 0 }}
+.clip {{ display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center }}
+figure {{ margin: 0 }}
+figcaption {{ color: #666; font-size: .75rem }}
+.clip img {{ width: 15rem; height: 8rem; image-rendering: pixelated }}
+audio {{ width: 20rem; display: block }}
+.p {{ position: relative; display: inline-block; width: 8.5rem; margin-right: .5rem; padding: 0 .3rem;
+      text-align: left; background: #f3f3f3 }}
+.p i {{ position: absolute; inset: 0 auto 0 0; opacity: .3 }}
+.p.right i {{ background: #1a7f37 }}
+.p.wrong i {{ background: #c62828 }}
+</style></head><body>
+{body}
+</body></html>
+"""

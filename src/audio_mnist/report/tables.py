@@ -1,0 +1,120 @@
+"""Scores -> the tables that a person reads."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from audio_mnist.scoring.calibration import Reliability
+from audio_mnist.scoring.intervals import Paired, Score
+
+TITLES = {"mel": "Mel", "mfcc": "MFCC", "pcen": "PCEN", "gammatone": "Gammatone", "spectrogram": "Spectrogram"}
+ENSEMBLE = "Ensemble"
+
+
+def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """A short name for every recipe: its feature, and the settings in which others of that feature differ.
+
+    Args:
+        recipes: fingerprint -> config; a run's fold does not count.
+    """
+    flat = {key: _flatten(value) for key, value in recipes.items()}
+    labels = {}
+    for key, own in flat.items():
+        rivals = [other for other in flat.values() if other["feature.name"] == own["feature.name"]]
+        differing = sorted(
+            k for k in own if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
+        )
+        title = TITLES.get(own["feature.name"], own["feature.name"])
+        labels[key] = " ".join([title, *(f"{k}={own[k]}" for k in differing)])
+    return labels
+
+
+def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[int]) -> Table:
+    """Accuracy by fold.
+
+    Args:
+        rows: label -> fold number -> accuracy, or a word where there is none.
+        folds: fold numbers shown, in order.
+    """
+    table = Table()
+    table.add_column("")
+    for fold in folds:
+        table.add_column(f"fold {fold}", justify="right")
+    table.add_column("mean ± sd", justify="right")
+    for label, cells in rows.items():
+        values = [v for v in cells.values() if isinstance(v, float)]
+        shown = [_cell(cells.get(fold, "-")) for fold in folds]
+        table.add_row(Text(label), *shown, mean_sd(values), style="bold" if label == ENSEMBLE else "")
+    return table
+
+
+def fold_caption(clips: int, scored: int, count: int) -> str:
+    """What stands under a fold table."""
+    folds = f"{count} folds" if scored == count else f"{scored} of {count} folds"
+    return f"Accuracy on each scored fold; n = {clips} clips in {folds}"
+
+
+def mean_sd(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation over folds."""
+    if not values:
+        return "-"
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def score_table(rows: Mapping[str, Score]) -> Table:
+    """Accuracy with its interval and n, and the speakers that the interval resamples."""
+    table = Table()
+    grouped = any(s.speakers for s in rows.values())
+    for name in ("", "accuracy", "95% interval", "n", *(["speakers"] if grouped else [])):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for label, s in rows.items():
+        style = "bold" if label == ENSEMBLE else ""
+        cells = [f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), *([str(s.speakers)] if grouped else [])]
+        table.add_row(Text(label), *cells, style=style)
+    return table
+
+
+def paired_line(first: str, second: str, result: Paired) -> str:
+    """The comparison of two classifiers on the same clips, as one sentence."""
+    test = f"permutation test over {result.speakers} speakers" if result.speakers else "exact McNemar"
+    return (
+        f"{first} less {second}, paired on {result.n} clips: {100 * result.difference:+.2f} points "
+        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}); right alone: "
+        f"{first} {result.only_first}, {second} {result.only_second}; {test} p = {result.p_value:.2g}"
+    )
+
+
+def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:
+    """What temperature scaling did, as one sentence."""
+    line = f"expected calibration error of {label}, out of fold: {before.error:.4f}"
+    if temperature == 1:
+        return line
+    return f"{line}, after temperature scaling {after.error:.4f} (T = {temperature:.2f}; each fold by the others)"
+
+
+def render(*parts: Table | str) -> str:
+    """Plain text, as wide as it needs to be."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=100_000, color_system=None)  # tables are as wide as their content
+    for part in parts:
+        if isinstance(part, str):
+            buffer.write(part + "\n")
+        else:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _cell(value: float | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flatten(part, f"{prefix}{key}.") if isinstance(part, dict) else {f"{prefix}{key}": part}
+    return flat

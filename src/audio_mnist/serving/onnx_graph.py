@@ -1,0 +1,167 @@
+"""A predictor as one ONNX graph: windows of sound in, probabilities out, nothing of this package needed to run it."""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from audio_mnist.augment.waveform import middle
+from audio_mnist.inference.predictor import Predictor
+from audio_mnist.scoring.mixture import Mixture
+from audio_mnist.system import devices
+from audio_mnist.training.classifier import Classifier
+
+METADATA = "audio_mnist"  # key of the graph's metadata: JSON with class_names and windows
+OPSET = 20
+_LEAST = 1e-12  # probability, as in ensembling and calibration
+
+
+class Window(NamedTuple):
+    """One input of the graph: a clip, resampled and placed.
+
+    Attributes:
+        name: of the input.
+        sample_rate_hz: that the clip is resampled to.
+        samples: T of the window.
+        place: share of the slack before the clip, or cut from its start: `WaveformStore.gather`.
+    """
+
+    name: str
+    sample_rate_hz: int
+    samples: int
+    place: float
+
+
+class Graph(nn.Module):
+    """What a predictor computes of placed windows, in one module.
+
+    Args:
+        predictor: its members and their mixture.
+
+    Shape: a (B, T) window for each of `windows` -> probabilities (B, C) and what each member says, (M, B, C).
+
+    Source: `classifier.predict_together` and `ensembling.Mixture`, whose results
+    these are to 1e-5 (float32 where they have float64).
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.mixture = predictor.mixture
+        self.members = nn.ModuleList(c.net for c in predictor.classifiers)
+        self.windows: list[Window] = []
+        self.front_ends, self.resamplers = nn.ModuleList(), nn.ModuleList()
+        self.steps: list[tuple[list[int], int]] = []  # of each front end: the windows that it hears, and their length
+        self.step_of: list[int] = []  # of each member
+        known: dict[str, int] = {}
+        for classifier in predictor.classifiers:
+            key = classifier.heard_as
+            if key not in known:
+                known[key] = len(self.steps)
+                self._add(classifier)
+            self.step_of.append(known[key])
+
+    def _add(self, classifier: Classifier) -> None:
+        rate_hz, length = classifier.sample_rate_hz, classifier.clip_samples
+        inputs = []
+        for share in classifier.places:
+            window = Window(f"waveform_{rate_hz}hz_{length}_{share:.4f}", rate_hz, length, share)
+            if window not in self.windows:
+                self.windows.append(window)
+            inputs.append(self.windows.index(window))
+        self.steps.append((inputs, length))
+        self.front_ends.append(classifier.front_end())
+        self.resamplers.append(nn.ModuleList(classifier.resamplers()))
+
+    def forward(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
+        heard = []  # of each step: features of all views, one after another in the batch
+        for (inputs, length), front_end, resamplers in zip(self.steps, self.front_ends, self.resamplers, strict=True):
+            changes = cast(nn.ModuleList, resamplers)
+            views = [middle(change(windows[number].unsqueeze(1)), length) for number in inputs for change in changes]
+            heard.append((len(views), front_end(torch.cat(views))))
+        said = []
+        for member, step in zip(self.members, self.step_of, strict=True):
+            times, x = heard[step]
+            p = member(x).softmax(dim=1)  # (times * B, C)
+            said.append(p.reshape(times, -1, p.shape[1]).mean(dim=0))
+        members = torch.stack(said)  # (M, B, C)
+        return _mixed(self.mixture, members), members
+
+
+def _mixed(mixture: Mixture, members: Tensor) -> Tensor:
+    """(M, B, C) -> (B, C), as `Mixture`."""
+    mean = members.mean(dim=0)
+    if mixture.combine == "stack":
+        counts = {recipe: mixture.recipes.count(recipe) for recipe in mixture.weights}
+        shares = torch.tensor([mixture.weights[recipe] / counts[recipe] for recipe in mixture.recipes])
+        p = (members * shares[:, None, None]).sum(dim=0)
+    elif mixture.combine == "logit_mean":
+        p = members.clamp_min(_LEAST).log().mean(dim=0).softmax(dim=1)
+    elif mixture.combine == "vote":
+        votes = nn.functional.one_hot(members.argmax(dim=2), members.shape[2]).to(members).mean(dim=0)
+        p = votes + mean / (2 * len(members))
+        p = p / p.sum(dim=1, keepdim=True)
+    else:
+        p = mean
+    if mixture.temperature == 1:
+        return p
+    return (p.clamp_min(_LEAST).log() / mixture.temperature).softmax(dim=1)
+
+
+def export(predictor: Predictor, path: Path) -> None:
+    """Writes a predictor as one ONNX file, any number of clips at a time.
+
+    Its inputs are the windows that the metadata `audio_mnist` describes, its
+    outputs `probabilities` (B, C) and `members` (M, B, C).
+
+    Args:
+        predictor: whose members are on the CPU.
+        path: of the file.
+
+    Raises:
+        ConfigError: the packages that write ONNX are not installed.
+    """
+    devices.require_packages("serve", "onnx", "onnxscript")
+    import onnx
+
+    graph = Graph(predictor).eval()
+    examples = tuple(torch.zeros(2, window.samples) for window in graph.windows)
+    clips = torch.export.Dim("clips", min=1, max=2**20)
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[window.name for window in graph.windows],
+            output_names=["probabilities", "members"],
+            dynamic_shapes=(tuple({0: clips} for _ in examples),),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    described = {"class_names": predictor.class_names, "windows": [window._asdict() for window in graph.windows]}
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(described)})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's talk of its own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
