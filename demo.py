@@ -5,13 +5,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from audio_mnist import cli as command
+from audio_mnist import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf/demo", config_name="demo")
 def main(cfg: DictConfig) -> None:
-    command.demo(cfg)
+    cli.execute("demo", cfg)
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(cli.run(main))

@@ -5,13 +5,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from audio_mnist import cli as command
+from audio_mnist import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="ensemble")
 def main(cfg: DictConfig) -> dict[str, float]:
-    return command.ensemble(cfg)
+    return cli.execute("ensemble", cfg)
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(cli.run(main))

@@ -1,5 +1,6 @@
-"""The command line around the functions: messages, exit statuses, nothing heavy imported."""
+"""The command line: one table of commands, messages, exit statuses. Nothing heavy is imported here."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,35 +8,56 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from audio_mnist.config import without_password
+from audio_mnist import schema
 from audio_mnist.errors import AudioMnistError
-from audio_mnist.schema import validate_demo, validate_ensemble, validate_explore, validate_predict, validate_train
-from audio_mnist.sweep import callback as sweep
-from audio_mnist.sweep import workers
+from audio_mnist.sweep import callback, state, workers
 from audio_mnist.system.imports import quick_imports
+from audio_mnist.tracking.uri import without_password
+
+
+class Command(NamedTuple):
+    """One entry point besides `train.py`.
+
+    Attributes:
+        validate: checks its config, before the imports that take seconds.
+        function: where its work is done, "module:function".
+        writes: whether the function takes the folder that the command writes into.
+    """
+
+    validate: Callable[[DictConfig], DictConfig]
+    function: str
+    writes: bool
+
+
+COMMANDS = {
+    "ensemble": Command(schema.validate_ensemble, "audio_mnist.ensemble.run:ensemble", writes=True),
+    "predict": Command(schema.validate_predict, "audio_mnist.inference.predict:predict", writes=False),
+    "demo": Command(schema.validate_demo, "audio_mnist.inference.demo:serve", writes=False),
+    "explore": Command(schema.validate_explore, "audio_mnist.explore.run:explore", writes=True),
+}
 
 
 def run(main: Callable[[], Any]) -> int:
-    """Runs a Hydra application and, where it was a sweep, reports the sweep however it ended.
+    """Run a Hydra application; report its sweep, if it was one, however it ended.
 
     Returns:
         The exit status.
     """
-    problem = _told_password(sys.argv[1:])
+    problem = _password_in(sys.argv[1:])
     if not problem and not any("hydra." in a or a.startswith("--") for a in sys.argv[1:]):
         problem = _unwritable(Path("mlruns"))
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     status = 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what is finished is kept and reported
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: finished runs are kept and reported
     try:
         main()
         status = 0
@@ -49,33 +71,33 @@ def run(main: Callable[[], Any]) -> int:
             status = stop.code or 0
     finally:
         try:
-            unfinished = sweep.finish()
+            unfinished = callback.finish()
         except AudioMnistError as error:
             print(f"error: {error}", file=sys.stderr)
             unfinished = 1
     return status or int(unfinished > 0)
 
 
-def _told_password(arguments: list[str]) -> str | None:
-    """Why a password cannot be given on the command line, where one is."""
+def _password_in(arguments: list[str]) -> str | None:
+    """Say why a password cannot be given on the command line, where one is."""
     for argument in arguments:
         shown = without_password(argument)
         if argument.lstrip("+").startswith("tracking.") and shown != argument:
             return (
-                f"{shown}: a password on the command line stays in the folders of runs and in the shell's history; "
-                "for an MLflow server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database put "
+                f"{shown}: a password on the command line stays in the folders of runs and in the shell's history. "
+                "For an MLflow server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. For a database put "
                 "the address into a variable, NAME, and give 'tracking.uri=${oc.env:NAME}'"
             )
     return None
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why Hydra could not make its run folder below `folder`; it would say so in a traceback."""
+    """Say why Hydra could not make its run folder below `folder`; Hydra would end in a traceback."""
     parent = folder if folder.exists() else folder.absolute().parent
     if not parent.is_dir():
         return f"{folder.absolute()}: expected a folder for runs and logs, found a file; move it away"
     if not os.access(parent, os.W_OK | os.X_OK):
-        return f"{parent.absolute()}: cannot be written; mend its permissions or start the command in another folder"
+        return f"{parent.absolute()}: cannot be written; correct its permissions or start the command elsewhere"
     try:
         with tempfile.TemporaryFile(dir=parent) as file:
             file.write(bytes(2**16))  # as much as the config and the log of a run
@@ -85,85 +107,56 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
-    """One job of `train.py`."""
+    """Run one job of `train.py`."""
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    if sweep_dir and sweep.taken_over(sweep_dir, hydra.job.num):
+    if sweep_dir and state.is_taken_over(sweep_dir, hydra.job.num):
         return {}
-    if sweep_dir and not sweep.is_here():
+    if sweep_dir and not callback.is_here():
         workers.end_with_sweep()
     with workers.busy:
         return _train(cfg, sweep_dir)
 
 
 def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:
-    hydra = HydraConfig.get()
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        validate_train(cfg)  # before the imports below, which take seconds
+        schema.validate_train(cfg)  # before the imports below, which take seconds
         with quick_imports(first=True):
             from audio_mnist.training.run import train as train_one
 
-        parent_id = sweep.parent_of(sweep_dir) if sweep_dir else None
-        metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id)
+        parent_id = state.parent_of(sweep_dir) if sweep_dir else None
+        metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id).metrics
         if sweep_dir and cfg.tracking.uri is None:
-            (Path(hydra.runtime.output_dir) / sweep.RESULT_FILE).write_text(json.dumps(metrics))
+            (folder / state.RESULT_FILE).write_text(json.dumps(metrics))
         return metrics
     except AudioMnistError as error:
-        if sweep_dir:  # the other runs of the sweep go on
-            (Path(hydra.runtime.output_dir) / sweep.ERROR_FILE).write_text(str(error))
+        if sweep_dir:  # the other runs of the sweep continue
+            (folder / state.ERROR_FILE).write_text(str(error))
             raise CompactHydraException(f"error: {error}") from None
         sys.exit(f"error: {error}")
 
 
-def ensemble(cfg: DictConfig) -> dict[str, float]:
-    """`ensemble.py`."""
+def execute(name: str, cfg: DictConfig) -> Any:
+    """Run a command of `COMMANDS`; `predict` exits with 2 where recordings could not be read."""
+    command = COMMANDS[name]
     try:
-        validate_ensemble(cfg)
+        command.validate(cfg)
+        module, _, function = command.function.partition(":")
         with quick_imports(first=True):
-            from audio_mnist.ensemble.run import ensemble as combine
-
-        return combine(cfg, Path(HydraConfig.get().runtime.output_dir))
+            work = getattr(importlib.import_module(module), function)
+        result = work(cfg, Path(HydraConfig.get().runtime.output_dir)) if command.writes else work(cfg)
     except AudioMnistError as error:
         sys.exit(f"error: {error}")
-
-
-def predict(cfg: DictConfig) -> None:
-    """`predict.py`; status 2 where recordings could not be read."""
-    try:
-        validate_predict(cfg)
-        with quick_imports(first=True):
-            from audio_mnist.inference.recordings import predict as predict_all
-
-        if predict_all(cfg):
-            sys.exit(2)
-    except AudioMnistError as error:
-        sys.exit(f"error: {error}")
-
-
-def demo(cfg: DictConfig) -> None:
-    """`demo.py`."""
-    try:
-        validate_demo(cfg)
-        with quick_imports(first=True):
-            from audio_mnist.inference.demo import serve
-
-        serve(cfg)
-    except AudioMnistError as error:
-        sys.exit(f"error: {error}")
+    if name == "predict" and result:
+        sys.exit(2)
+    return result
 
 
 def explore_arguments(arguments: list[str]) -> list[str]:
-    """`feature=mel,mfcc`, which is a sweep elsewhere, as the list that `explore.py` takes."""
+    """Turn `feature=mel,mfcc`, elsewhere a sweep, into the list that `explore.py` takes.
+
+    >>> explore_arguments(["data=fsdd", "feature=mel,mfcc"])
+    ['data=fsdd', 'features=[mel,mfcc]']
+    """
     return [f"features=[{a.removeprefix('feature=')}]" if a.startswith("feature=") else a for a in arguments]
-
-
-def explore(cfg: DictConfig) -> None:
-    """`explore.py`."""
-    try:
-        validate_explore(cfg)
-        with quick_imports(first=True):
-            from audio_mnist.explore.run import explore as explore_corpus
-
-        explore_corpus(cfg, Path(HydraConfig.get().runtime.output_dir))
-    except AudioMnistError as error:
-        sys.exit(f"error: {error}")

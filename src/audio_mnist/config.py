@@ -1,31 +1,37 @@
 """Composed configs: checked against types, made plain, fingerprinted; classes built from their settings."""
 
 import hashlib
+import importlib
+import importlib.util
 import inspect
 import json
-import re
-import shutil
 import sys
 import types
 import typing
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from audio_mnist.errors import ConfigError
 
+# keys that change neither a weight nor a prediction of a run
+_NOT_IN_RECIPE = ("tracking", "variant", "resume", "resume_dir", "resume_every_s", "modules")
+_NOT_IN_DATA = ("root", "manifest", "cache_dir", "on_bad_clip")
+
 
 def typed(schema: type, cfg: DictConfig) -> DictConfig:
-    """`cfg` merged into a dataclass's types, interpolations resolved.
+    """Merge `cfg` into a dataclass's types and resolve its interpolations.
 
     Raises:
         ConfigError: a key is unknown, missing or of the wrong type.
     """
     try:
         missing = OmegaConf.missing_keys(cfg)  # a merge would fill them
-        typed = OmegaConf.merge(OmegaConf.structured(schema), cfg)
-        OmegaConf.resolve(typed)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), cfg)
+        OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
@@ -34,40 +40,74 @@ def typed(schema: type, cfg: DictConfig) -> DictConfig:
         raise ConfigError(f"{key}: {reason}") from None
     if missing:
         raise ConfigError(f"{sorted(missing)[0]} is not set: give it on the command line, KEY=VALUE")
-    assert isinstance(typed, DictConfig)
-    return typed
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
-def require(fine: bool, key: str, got: object, expected: str) -> None:
-    """Raises a `ConfigError` that says what was got and expected, unless all is fine."""
-    if not fine:
+def require(condition: bool, key: str, got: object, expected: str) -> None:
+    """Raise a `ConfigError` that names the key, the value and what was expected, unless `condition` holds.
+
+    >>> require(0 < 1, "optimizer.lr", 1, "above 0")
+    """
+    if not condition:
         raise ConfigError(f"{key}={got}: expected {expected}")
 
 
-def construct(registry: dict[str, type], group: str, settings: dict[str, Any], *given: Any) -> Any:
-    """Calls `registry[settings["name"]](*given, **the other settings)`.
+class Registered:
+    """Base of whatever a config can name.
 
-    The settings that a class has are the keyword-only arguments of its
-    constructor and, where that takes `**others`, those of its base.
+    A direct subclass defines an empty `registry`. A subclass of that one with a
+    `name` enters it.
+    """
+
+    name: ClassVar[str]
+    registry: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            return
+        known = cls.registry.get(cls.name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{cls.__module__}.{cls.__qualname__}: its name {cls.name!r} is taken by "
+                f"{known.__module__}.{known.__qualname__}; choose another"
+            )
+        cls.registry[cls.name] = cls
+
+
+def construct(registry: dict[str, Any], group: str, settings: dict[str, Any], *given: Any, keys: str = "") -> Any:
+    """Call `registry[settings["name"]](*given, **the other settings)`.
+
+    The settings of a class are the keyword-only arguments of its constructor
+    and, where that takes `**others`, those of its base.
+
+    Args:
+        registry: name -> class.
+        group: config group that chooses the name.
+        settings: the name and the arguments.
+        given: positional arguments.
+        keys: prefix of the arguments' config keys; the group where it is empty.
 
     Raises:
-        ConfigError: the name is unknown, an argument is unknown, missing or of the wrong type.
+        ConfigError: the name is unknown; an argument is unknown, missing or of the wrong type.
     """
     arguments = dict(settings)
     name = arguments.pop("name", None)
+    keys = keys or group
     if name not in registry:
         raise ConfigError(f"{group}.name={name}: expected one of {', '.join(sorted(registry))}")
     parameters = _settings_of(registry[name])
     for key, value in arguments.items():
         if key not in parameters:
-            raise ConfigError(f"unknown config key {group}.{key}; {group}={name} has {', '.join(parameters)}")
+            raise ConfigError(f"unknown config key {keys}.{key}; {group}={name} has {', '.join(parameters) or 'none'}")
         expected = parameters[key].annotation
         if not _is_a(value, expected):
             wanted = expected.__name__ if isinstance(expected, type) else str(expected)
-            raise ConfigError(f"{group}.{key}={value!r}: expected {wanted}")
+            raise ConfigError(f"{keys}.{key}={value!r}: expected {wanted}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
-            raise ConfigError(f"{group}.{key} is not set: {group}={name} needs it")
+            raise ConfigError(f"{keys}.{key} is not set: {group}={name} needs it")
     return registry[name](*given, **arguments)
 
 
@@ -92,70 +132,78 @@ def _is_a(value: Any, expected: Any) -> bool:
     return expected is inspect.Parameter.empty or isinstance(value, expected)
 
 
-def check_settings(settings: dict[str, Any], types_: dict[str, Any]) -> None:
-    """Refuses unknown keys and wrong types of `data.settings`.
+def load_modules(modules: Sequence[str]) -> None:
+    """Import a person's own features, nets, augmentations and corpora, so that configs can name them.
+
+    Args:
+        modules: Python files, or names of importable modules. A file that changed is imported again.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: a module is not found, or fails while it is imported.
     """
-    for key, value in settings.items():
-        if key not in types_:
-            raise ConfigError(f"unknown config key data.settings.{key}; this corpus has {', '.join(types_) or 'none'}")
-        if not _is_a(value, types_[key]):
-            raise ConfigError(
-                f"data.settings.{key}={value!r}: expected {getattr(types_[key], '__name__', types_[key])}"
-            )
+    for module in modules:
+        try:
+            if not module.endswith(".py"):
+                importlib.import_module(module)
+                continue
+            path = Path(module).expanduser().resolve()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            known = sys.modules.get(_module_name(path))
+            if known is not None and getattr(known, "_audio_mnist_digest", None) == digest:
+                continue
+            spec = importlib.util.spec_from_file_location(_module_name(path), path)
+            assert spec is not None and spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            loaded._audio_mnist_digest = digest  # type: ignore[attr-defined]
+            sys.modules[spec.name] = loaded
+            try:
+                spec.loader.exec_module(loaded)
+            except BaseException:
+                del sys.modules[spec.name]
+                raise
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a person's own code raises
+            raise ConfigError(f"modules: {module} cannot be imported ({type(error).__name__}: {error})") from None
+
+
+def module_digests(modules: Sequence[str]) -> list[str]:
+    """Return the SHA-256 of each module's file, for the identity of a run."""
+    load_modules(modules)
+    files = [module if module.endswith(".py") else str(sys.modules[module].__file__) for module in modules]
+    return [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files]
+
+
+def _module_name(path: Path) -> str:
+    return f"audio_mnist_own_{fingerprint(str(path))}_{path.stem}"
 
 
 def to_plain(cfg: Any) -> dict[str, Any]:
-    """Plain dicts, lists, numbers and strings."""
+    """Convert to plain dicts, lists, numbers and strings."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return typing.cast(dict[str, Any], plain)
 
 
 def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What a training's result depends on, beside its corpus: paths, tracking, names and display are left out."""
-    data = {k: v for k, v in cfg["data"].items() if k not in ("root", "manifest", "cache_dir", "on_bad_clip")}
+    """Keep the settings that a training's result depends on; drop paths, tracking, names and display.
+
+    >>> recipe({"data": {"name": "fsdd", "root": "x"}, "trainer": {"progress_bar": True}, "seed": 1, "resume": True})
+    {'data': {'name': 'fsdd'}, 'trainer': {}, 'seed': 1}
+    """
+    data = {k: v for k, v in cfg["data"].items() if k not in _NOT_IN_DATA}
     trainer = {k: v for k, v in cfg["trainer"].items() if k != "progress_bar"}
-    others = {
-        k: v for k, v in cfg.items() if k not in ("tracking", "variant", "resume", "resume_dir", "resume_every_s")
-    }
+    others = {k: v for k, v in cfg.items() if k not in _NOT_IN_RECIPE}
     return others | {"data": data, "trainer": trainer}
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    """Return 16 hex digits of the SHA-256 of `value` as canonical JSON.
+
+    >>> fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
+    True
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def without_password(text: str) -> str:
-    """A tracking URI, or a text that names some, as it may be shown and logged."""
-    text = re.sub(r"(://[^/:\s]*):\S*@", r"\1:***@", text)  # name:password@
-    text = re.sub(r"(https?://)[^/:@\s]+@", r"\1***@", text)  # token@
-    return re.sub(r"(?i)((?:password|passwd|pwd|token|odbc_connect)=)[^&\s'\"]+", r"\1***", text)
-
-
-def without_user(uri: str) -> str:
-    """A server's address without a name and password, as a browser opens it."""
-    return re.sub(r"://[^/\s]*@", "://", uri)
-
-
-def _parallel_runs(accelerator: str, threads: int) -> int:
-    """Runs of a sweep side by side: one a GPU where they train on one, else as many as have a core a thread."""
-    if accelerator != "cpu" and shutil.which("nvidia-smi"):
-        import torch  # slow, so only where there may be a GPU
-
-        if torch.cuda.is_available():
-            return torch.cuda.device_count()
-    if accelerator != "cpu" and sys.platform == "darwin":
-        import torch
-
-        if torch.backends.mps.is_available():
-            return 1
-    import joblib
-
-    return max(1, joblib.cpu_count() // (threads if isinstance(threads, int) and threads > 0 else 1))
 
 
 def _user_cache() -> str:
@@ -164,6 +212,5 @@ def _user_cache() -> str:
     return str(pooch.os_cache("audio-mnist"))
 
 
-# conf/ refers to these
-OmegaConf.register_new_resolver("audio_mnist.parallel_runs", _parallel_runs, replace=True)
+# conf/ refers to it
 OmegaConf.register_new_resolver("audio_mnist.user_cache", _user_cache, replace=True)

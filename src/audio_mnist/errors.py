@@ -1,16 +1,16 @@
-"""What a person can mend: one clear message each, never a traceback."""
+"""Errors that a person can fix: one clear message each, never a traceback."""
 
 
 class AudioMnistError(Exception):
     """Base of every expected error.
 
-    The message says what was got, what was expected and which file or config
-    key to change. The command line prints it alone, without a traceback.
+    The message names what was found, what was expected, and the file or config
+    key to change. The command line prints it without a traceback.
     """
 
 
 class ConfigError(AudioMnistError):
-    """A config key is unknown, of the wrong type or out of range."""
+    """A config key is unknown, has the wrong type or is out of range."""
 
 
 class DataError(AudioMnistError):

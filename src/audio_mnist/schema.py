@@ -1,7 +1,8 @@
-"""The types and ranges of every command's config, checked once, before anything heavy is imported.
+"""Types and ranges of every command's config, checked once, before any heavy import.
 
-The YAML files in `conf/` hold the values and say why; the dataclasses here hold
-the types. An unknown key or a wrong type is a `ConfigError` that names the key.
+The YAML files in `conf/` hold the values and explain them. The dataclasses here
+hold the types. An unknown key or a wrong type is a `ConfigError` that names the
+key.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from audio_mnist.config import require, typed
 from audio_mnist.errors import ConfigError
 
 SELECTIONS = ("last", "inner", "fold")
+GROUPS = ("none", "speaker", "auto")
 SCHEDULES = ("one_cycle", "cosine", "none")
 COMBINES = ("mean", "logit_mean", "vote", "stack")
 CALIBRATES = ("temperature", "none")
@@ -98,13 +100,14 @@ class TrainConfig:
     seed: int
     views: ViewsConfig
     variant: str
+    modules: list[str]
     resume: bool
     resume_dir: str | None
     resume_every_s: float
 
 
 @dataclass
-class PlaceConfig:
+class CorpusPathsConfig:
     root: str | None
     manifest: str | None
 
@@ -118,7 +121,8 @@ class EnsembleConfig:
     register: str | None
     alias: str
     tracking: TrackingConfig
-    data: PlaceConfig
+    data: CorpusPathsConfig
+    modules: list[str]
     batch_size: int
     threads: int
 
@@ -132,6 +136,7 @@ class ExploreConfig:
     clip: str | None
     examples: int
     seed: int
+    modules: list[str]
     tracking: TrackingConfig
 
 
@@ -145,20 +150,42 @@ class PredictConfig:
     window_s: float | None
     hop_s: float | None
     max_clip_s: float
+    modules: list[str]
     batch_size: int
     threads: int
     tracking: TrackingConfig
 
 
+@dataclass
+class DemoConfig:
+    model: str
+    host: str
+    port: int
+    open: bool
+    max_upload_mb: float
+    max_clip_s: float
+    modules: list[str]
+    threads: int
+    tracking: TrackingConfig
+
+
 def validate_train(cfg: DictConfig) -> DictConfig:
-    """`cfg` with every key and type checked, interpolations resolved.
+    """Check every key, type and range of `train.py`; resolve interpolations.
 
     Raises:
-        ConfigError: names the key, what was got and what was expected.
+        ConfigError: names the key, the value and what was expected.
     """
     cfg = typed(TrainConfig, cfg)
+    _check_folds(cfg)
+    _check_data(cfg)
+    _check_trainer(cfg)
+    _check_optimizer(cfg)
+    return cfg
+
+
+def _check_folds(cfg: DictConfig) -> None:
     require(cfg.folds.count >= 2, "folds.count", cfg.folds.count, "2 or more")
-    require(cfg.folds.group in ("none", "speaker", "auto"), "folds.group", cfg.folds.group, "none, speaker or auto")
+    require(cfg.folds.group in GROUPS, "folds.group", cfg.folds.group, "none, speaker or auto")
     if not 0 <= cfg.fold < cfg.folds.count:
         raise ConfigError(
             f"fold={cfg.fold} does not exist: folds.count={cfg.folds.count}, so fold is 0 to {cfg.folds.count - 1}"
@@ -168,43 +195,35 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     for key, seed in (("seed", cfg.seed), ("folds.seed", cfg.folds.seed)):
         require(0 <= seed < 2**32, key, seed, "0 to 4294967295")
     require(cfg.resume_every_s >= 0, "resume_every_s", cfg.resume_every_s, "0 or more")
-    data, trainer, optimizer = cfg.data, cfg.trainer, cfg.optimizer
+
+
+def _check_data(cfg: DictConfig) -> None:
+    data = cfg.data
     require(data.on_bad_clip in ("error", "skip"), "data.on_bad_clip", data.on_bad_clip, "error or skip")
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
         require(value is None or value > 0, f"data.{key}", value, "above 0, or null")
     require(0 <= data.min_clip_s < data.max_clip_s, "data.min_clip_s", data.min_clip_s, "0 to data.max_clip_s")
-    views = cfg.views
-    require(views.placements >= 1, "views.placements", views.placements, "1 or more")
-    speeds = list(views.speeds)
-    require(
-        len(speeds) == len(set(speeds)) >= 1 and all(0.25 <= speed <= 4 for speed in speeds),
-        "views.speeds",
-        speeds,
-        "one or more different factors, 0.25 to 4",
-    )
-    require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "1 or more")
-    steps = trainer.max_steps
+    require(cfg.views.placements >= 1, "views.placements", cfg.views.placements, "1 or more")
+    speeds = list(cfg.views.speeds)
+    distinct = len(speeds) == len(set(speeds)) >= 1
+    in_range = all(0.25 <= speed <= 4 for speed in speeds)
+    require(distinct and in_range, "views.speeds", speeds, "one or more different factors, 0.25 to 4")
+
+
+def _check_trainer(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    for key in ("max_epochs", "min_epochs", "devices", "threads"):
+        require(trainer[key] >= 1, f"trainer.{key}", trainer[key], "1 or more")
+    steps, clip = trainer.max_steps, trainer.gradient_clip_val
     require(steps is None or steps >= 1, "trainer.max_steps", steps, "1 or more, or null")
-    require(trainer.min_epochs >= 1, "trainer.min_epochs", trainer.min_epochs, "1 or more")
-    require(trainer.batch_size >= 2, "trainer.batch_size", trainer.batch_size, "2 or more (batch normalisation)")
-    require(trainer.devices >= 1, "trainer.devices", trainer.devices, "1 or more")
-    require(trainer.threads >= 1, "trainer.threads", trainer.threads, "1 or more")
-    require(optimizer.name in ("adamw", "adam"), "optimizer.name", optimizer.name, "adamw or adam")
-    require(optimizer.schedule in SCHEDULES, "optimizer.schedule", optimizer.schedule, "one of " + ", ".join(SCHEDULES))
-    decay = optimizer.ema_decay
-    require(decay is None or 0 < decay < 1, "optimizer.ema_decay", decay, "between 0 and 1, or null")
-    require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "above 0")
-    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
-    clip = trainer.gradient_clip_val
     require(clip is None or clip > 0, "trainer.gradient_clip_val", clip, "above 0, or null")
-    require(0 < optimizer.warmup_share < 1, "optimizer.warmup_share", optimizer.warmup_share, "between 0 and 1")
-    require(0 <= optimizer.label_smoothing < 1, "optimizer.label_smoothing", optimizer.label_smoothing, "0 to 1")
+    require(trainer.batch_size >= 2, "trainer.batch_size", trainer.batch_size, "2 or more (batch normalisation)")
     every = trainer.validate_every
     require(
         every is None or every == 1 or (every > 1 and cfg.selection == "last"),
         "trainer.validate_every",
         every,
-        "null or 1; with selection=last, which chooses no epoch, any number above",
+        "null or 1; a larger number only with selection=last, which chooses no epoch",
     )
     patience = trainer.early_stopping_patience
     require(
@@ -213,15 +232,26 @@ def validate_train(cfg: DictConfig) -> DictConfig:
         patience,
         "1 or more with selection=inner, else null: stopping early on the scored fold would choose the epoch by it",
     )
-    return cfg
+
+
+def _check_optimizer(cfg: DictConfig) -> None:
+    optimizer = cfg.optimizer
+    require(optimizer.name in ("adamw", "adam"), "optimizer.name", optimizer.name, "adamw or adam")
+    require(optimizer.schedule in SCHEDULES, "optimizer.schedule", optimizer.schedule, "one of " + ", ".join(SCHEDULES))
+    decay = optimizer.ema_decay
+    require(decay is None or 0 < decay < 1, "optimizer.ema_decay", decay, "between 0 and 1, or null")
+    require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "above 0")
+    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
+    require(0 < optimizer.warmup_share < 1, "optimizer.warmup_share", optimizer.warmup_share, "between 0 and 1")
+    require(0 <= optimizer.label_smoothing < 1, "optimizer.label_smoothing", optimizer.label_smoothing, "0 to 1")
 
 
 def validate_ensemble(cfg: DictConfig) -> DictConfig:
-    """As `validate_train`, for `ensemble.py`; `run_ids` becomes "latest" or a list."""
+    """Check the config of `ensemble.py`, as `validate_train` does; `run_ids` becomes "latest" or a list."""
     if OmegaConf.is_missing(cfg, "run_ids"):
         raise ConfigError("run_ids is not set: give run_ids=latest or run_ids=[id1,id2,...]")
     cfg = typed(EnsembleConfig, cfg)
-    require(cfg.tracking.uri is not None, "tracking.uri", None, "the store that the runs are tracked in")
+    _require_store(cfg, "the store that the runs are tracked in")
     ids = cfg.run_ids
     if ids != "latest":
         if isinstance(ids, str):
@@ -233,15 +263,14 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
     require(cfg.combine in COMBINES, "combine", cfg.combine, "one of " + ", ".join(COMBINES))
     require(cfg.calibrate in CALIBRATES, "calibrate", cfg.calibrate, "one of " + ", ".join(CALIBRATES))
     require(cfg.baseline in BASELINES, "baseline", cfg.baseline, "svm or null")
-    plain = cfg.alias.replace("-", "_").isidentifier() and cfg.alias != "latest"  # which MLflow keeps for itself
+    plain = cfg.alias.replace("-", "_").isidentifier() and cfg.alias != "latest"  # MLflow keeps that one for itself
     require(plain, "alias", cfg.alias, "letters, digits, dashes or underscores, not latest")
-    require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
-    require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
+    _require_batches(cfg)
     return cfg
 
 
 def validate_explore(cfg: DictConfig) -> DictConfig:
-    """As `validate_train`, for `explore.py`."""
+    """Check the config of `explore.py`, as `validate_train` does."""
     cfg = typed(ExploreConfig, cfg)
     require(len(cfg.features) > 0, "features", "[]", "at least one name from conf/feature/")
     require(1 <= cfg.examples <= 100, "examples", cfg.examples, "1 to 100")
@@ -250,41 +279,37 @@ def validate_explore(cfg: DictConfig) -> DictConfig:
 
 
 def validate_predict(cfg: DictConfig) -> DictConfig:
-    """As `validate_train`, for `predict.py`; `audio` becomes a list."""
+    """Check the config of `predict.py`, as `validate_train` does; `audio` becomes a list."""
     if OmegaConf.is_missing(cfg, "audio"):
         raise ConfigError("audio is not set: give audio=FILE, a folder, a csv with a column path, or [a.wav,b.wav]")
     cfg = typed(PredictConfig, cfg)
     audio = cfg.audio
     cfg.audio = [str(one) for one in audio] if OmegaConf.is_list(audio) or isinstance(audio, list) else [str(audio)]
     require(len(cfg.audio) > 0, "audio", "[]", "at least one recording")
-    require(cfg.tracking.uri is not None, "tracking.uri", None, "the store that the model is tracked in")
+    _require_store(cfg, "the store that the model is tracked in")
     require(cfg.window_s is None or cfg.window_s >= 0.01, "window_s", cfg.window_s, "0.01 or more, or null")
     hop = cfg.hop_s
     require(hop is None or (cfg.window_s is not None and hop > 0), "hop_s", hop, "above 0, with window_s; or null")
     require(cfg.max_clip_s > 0, "max_clip_s", cfg.max_clip_s, "above 0")
-    require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "1 or more")
-    require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
+    _require_batches(cfg)
     return cfg
 
 
-@dataclass
-class DemoConfig:
-    model: str
-    host: str
-    port: int
-    open: bool
-    max_upload_mb: float
-    max_clip_s: float
-    threads: int
-    tracking: TrackingConfig
-
-
 def validate_demo(cfg: DictConfig) -> DictConfig:
-    """As `validate_train`, for `demo.py`."""
+    """Check the config of `demo.py`, as `validate_train` does."""
     cfg = typed(DemoConfig, cfg)
-    require(cfg.tracking.uri is not None, "tracking.uri", None, "the store that the model is tracked in")
+    _require_store(cfg, "the store that the model is tracked in")
     require(0 <= cfg.port <= 65535, "port", cfg.port, "0 to 65535")
     require(cfg.max_upload_mb > 0, "max_upload_mb", cfg.max_upload_mb, "above 0")
     require(cfg.max_clip_s > 0, "max_clip_s", cfg.max_clip_s, "above 0")
     require(cfg.threads >= 1, "threads", cfg.threads, "1 or more")
     return cfg
+
+
+def _require_store(cfg: DictConfig, expected: str) -> None:
+    require(cfg.tracking.uri is not None, "tracking.uri", None, expected)
+
+
+def _require_batches(cfg: DictConfig) -> None:
+    for key in ("batch_size", "threads"):
+        require(cfg[key] >= 1, key, cfg[key], "1 or more")

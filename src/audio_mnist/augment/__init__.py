@@ -1,9 +1,8 @@
 """Augmentations of training batches, on the device: waveforms, features and targets.
 
-Each is an `nn.Module` that does something in training mode only, draws for every clip of the
-batch by itself, and takes its draws from torch's global generators, which `Augmenter` seeds for
-every batch. A new one is a subclass of `Augmentation` with a `name`, and a key of that name in
-`conf/augment/none.yaml`.
+Each is an `nn.Module` that acts in training mode only and draws for every clip of the batch. It
+draws from torch's global generators, which `Augmenter` seeds for every batch. A new one is a
+subclass of `Augmentation` with a `name`, and a key of that name in `conf/augment/none.yaml`.
 """
 
 import importlib

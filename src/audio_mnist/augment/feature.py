@@ -5,22 +5,31 @@ from torch import Tensor
 from torchaudio.functional import mask_along_axis_iid
 
 from audio_mnist.augment.base import Augmentation
+from audio_mnist.config import require
 
 
 class SpecAugment(Augmentation):
-    """Hides bands of rows and of frames behind each row's mean over the clip.
+    """Hide bands of rows and of frames behind each row's mean over the clip.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         rows: widest mask, as a share of the feature's rows (bands or coefficients).
         frames: widest mask, as a share of the frames.
-        masks: of each kind; widths are drawn uniformly from 0.
-        others: of `Augmentation`.
+        masks: number of masks of each kind; widths are drawn uniformly from 0.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, C, F, N) -> (B, C, F, N).
 
     Raises:
         ConfigError: an argument is out of range.
 
     Source: Park et al., "SpecAugment", 2019, without its time warping, with
     `torchaudio.functional.mask_along_axis_iid`.
+
+    >>> x = torch.arange(40.0).expand(1, 1, 40, 40)
+    >>> hidden = SpecAugment(8000, rows=0.3, frames=0.0, masks=2, probability=1.0)(x)
+    >>> hidden.mean(dim=3).allclose(x.mean(dim=3))
+    True
     """
 
     name = "spec_augment"
@@ -28,9 +37,9 @@ class SpecAugment(Augmentation):
 
     def __init__(self, sample_rate_hz: int, *, rows: float, frames: float, masks: int, **base) -> None:
         super().__init__(sample_rate_hz, **base)
-        self.check(0 <= rows < 1, "rows", rows, "0 or more, below 1")
-        self.check(0 <= frames < 1, "frames", frames, "0 or more, below 1")
-        self.check(masks >= 1, "masks", masks, "1 or more")
+        require(0 <= rows < 1, "augment.spec_augment.rows", rows, "0 or more, below 1")
+        require(0 <= frames < 1, "augment.spec_augment.frames", frames, "0 or more, below 1")
+        require(masks >= 1, "augment.spec_augment.masks", masks, "1 or more")
         self.rows, self.frames, self.masks = rows, frames, masks
 
     def augment(self, x: Tensor) -> Tensor:
@@ -40,15 +49,16 @@ class SpecAugment(Augmentation):
                 width = round(share * x.shape[axis])
                 if width:
                     kept = mask_along_axis_iid(kept, width + 1, 0.0, axis)  # draws widths below its parameter
-        return torch.where(kept > 0, x, x.mean(dim=3, keepdim=True))  # rows may differ in scale, as of MFCCs
+        return torch.where(kept > 0, x, x.mean(dim=3, keepdim=True))  # rows may differ in scale, as those of MFCCs
 
 
 class Mixup(Augmentation):
-    """Blends each clip's feature and target with another's of the batch.
+    """Blend each clip's feature and target with those of another clip of the batch.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         alpha: both parameters of the Beta distribution of the share, above 0.
-        others: of `Augmentation`.
+        base: arguments of `Augmentation`.
 
     Shape: (B, C, F, N), (B, classes) -> the same.
 
@@ -56,6 +66,10 @@ class Mixup(Augmentation):
         ConfigError: an argument is out of range.
 
     Source: Zhang et al., "mixup", 2018. Deviation: the share is drawn for each clip.
+
+    >>> x, targets = Mixup(8000, alpha=0.3, probability=1.0).blend(torch.randn(8, 1, 4, 4), torch.eye(8))
+    >>> targets.sum(dim=1).allclose(torch.ones(8))
+    True
     """
 
     name = "mixup"
@@ -63,11 +77,11 @@ class Mixup(Augmentation):
 
     def __init__(self, sample_rate_hz: int, *, alpha: float, **base) -> None:
         super().__init__(sample_rate_hz, **base)
-        self.check(alpha > 0, "alpha", alpha, "above 0")
+        require(alpha > 0, "augment.mixup.alpha", alpha, "above 0")
         self.alpha = alpha
 
     def blend(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and targets (B, classes), shares of each class."""
+        """Return blended features and (B, classes) targets, shares of each class."""
         share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x),)).to(x)  # (B,)
         share = share.where(torch.rand(len(x), device=x.device) < self.probability, 1.0)
         other = torch.randperm(len(x), device=x.device)

@@ -18,8 +18,8 @@ class Placement:
     """Where the loader places a training clip in its window.
 
     Attributes:
-        copies: times that an epoch takes each clip, each at a place of its own.
-        redraw: new places every epoch; else they are drawn once.
+        copies: copies of each clip in an epoch, each at a random place.
+        redraw: whether every epoch draws new places.
     """
 
     copies: int = 1
@@ -27,7 +27,10 @@ class Placement:
 
     @classmethod
     def of(cls, augment: dict[str, Any]) -> "Placement":
-        """From the settings of `conf/augment/`, key `placement`.
+        """Read the key `placement` of the settings of `conf/augment/`.
+
+        >>> Placement.of({"placement": {"copies": 5}})
+        Placement(copies=5, redraw=True)
 
         Raises:
             ConfigError: an unknown key, or a value out of range.
@@ -47,8 +50,8 @@ class Augmenter(nn.Module):
     """All augmentations of a config, in its order, around a front end.
 
     Args:
-        settings: of `conf/augment/`: a key an augmentation. One of probability 0 is left out.
-        sample_rate_hz: of the waveforms.
+        settings: settings of `conf/augment/`, one key per augmentation; those of probability 0 are left out.
+        sample_rate_hz: sample rate of the waveforms.
 
     Shape: (B, 1, T) waveforms and (B,) class numbers -> (B, C, F, N) features
     and, with mixup in training mode, (B, classes) shares, else the class numbers.
@@ -56,6 +59,12 @@ class Augmenter(nn.Module):
     Raises:
         ConfigError: an unknown key, an unknown argument, or one out of range.
         DataError: recorded noise cannot be read.
+
+    >>> augmenter = Augmenter({"mixup": {"probability": 1.0, "alpha": 0.3}}, 8000)
+    >>> features = torch.randn(2, 1, 40, 40)
+    >>> x, targets = augmenter(features, torch.tensor([0, 2]), nn.Identity(), 3, (0, 0, 0))
+    >>> x.shape, targets.shape
+    (torch.Size([2, 1, 40, 40]), torch.Size([2, 3]))
     """
 
     def __init__(self, settings: dict[str, Any], sample_rate_hz: int) -> None:
@@ -69,14 +78,14 @@ class Augmenter(nn.Module):
         if not self.training or not len(self.stages):
             return front_end(waveforms), targets
         devices = [waveforms.device] if waveforms.is_cuda else []
-        # draws of their own: dropout and the order of clips stay what they are without augmentation
+        # separate draws: dropout and the order of clips stay what they are without augmentation
         with torch.random.fork_rng(devices=devices):
             _seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1), waveforms.device)
             x = sounding = waveforms
             for stage in self._of("waveform"):
                 x = stage(x)
                 sounding = x if stage.moves else sounding
-            # filters and noise sound around the clip too, whose own frames stay what they are
+            # filters and noise also fill the padding; the clip's own frames stay what they are
             x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
             for stage in self._of("feature"):
                 x = stage(x)
@@ -88,7 +97,7 @@ class Augmenter(nn.Module):
 
     @property
     def changes_waveforms(self) -> bool:
-        """Whether features must be computed anew for every batch."""
+        """Whether every batch needs new features."""
         return any(True for _ in self._of("waveform"))
 
     def _of(self, domain: str) -> Iterator[Any]:
@@ -96,7 +105,10 @@ class Augmenter(nn.Module):
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, which takes half a millisecond to note the stack for each kind of GPU never used."""
+    """Seed torch as `torch.manual_seed` does, which takes half a millisecond longer.
+
+    It notes the stack for each kind of GPU, used or not.
+    """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -104,9 +116,10 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _stage(key: str, settings: Any, sample_rate_hz: int) -> Augmentation | None:
-    """The augmentation of one key of the config, None where its probability is 0."""
+    """Build the augmentation of one config key, None where its probability is 0."""
     if not isinstance(settings, dict):
         raise ConfigError(f"augment.{key}={settings}: expected settings, augment.{key}.probability=...")
     if settings.get("probability") == 0 and key in Augmentation.registry:
         return None
-    return construct(Augmentation.registry, f"augment.{key}", settings | {"name": key}, sample_rate_hz)
+    stage: Augmentation = construct(Augmentation.registry, f"augment.{key}", settings | {"name": key}, sample_rate_hz)
+    return stage

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torchaudio.functional import add_noise
 
 from audio_mnist.augment.base import Augmentation, uniform
+from audio_mnist.config import require
 from audio_mnist.data.decode import decode_folder
+from audio_mnist.data.windows import middle
 
 
 class _Grouped(Augmentation):
-    """Draws one of a few strengths for each clip, and computes all clips of one strength together."""
+    """Base that draws one of a few strengths for each clip and computes all clips of one strength together."""
 
     def __init__(self, sample_rate_hz: int, strengths: list[float], neutral: float, **base) -> None:
         super().__init__(sample_rate_hz, **base)
@@ -32,24 +34,30 @@ class _Grouped(Augmentation):
         return torch.empty_like(x).index_copy_(0, order, torch.cat(changed))
 
     def change(self, x: Tensor, number: int) -> Tensor:
-        """(b, 1, T) clips at strength `number` -> (b, 1, any length)."""
+        """Change (b, 1, T) clips by strength `number`; return (b, 1, any length)."""
         raise NotImplementedError
 
 
 class Speed(_Grouped):
-    """Plays each clip faster or slower, pitch and formants with it, about the window's centre.
+    """Play each clip faster or slower, pitch and formants with it, about the window's centre.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         low: slowest factor, above 0.
         high: fastest factor.
-        choices: factors from `low` to `high`, evenly spaced, drawn uniformly.
-        others: of `Augmentation`.
+        choices: number of factors from `low` to `high`, evenly spaced, drawn uniformly.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range.
 
     Source: Ko et al., "Audio augmentation for speech recognition", 2015, with
     `torchaudio.transforms.Resample`.
+
+    >>> Speed(8000, low=0.9, high=1.1, choices=3, probability=1.0)(torch.randn(4, 1, 8000)).shape
+    torch.Size([4, 1, 8000])
     """
 
     name = "speed"
@@ -59,9 +67,9 @@ class Speed(_Grouped):
         # hundredths keep the resampling ratio, and so the filter, small
         factors = [round(float(f), 2) for f in np.linspace(low, high, max(1, choices))]
         super().__init__(sample_rate_hz, factors, 1.0, **base)
-        self.check(0.25 <= low <= high, "low", low, f"0.25 to augment.speed.high ({high:g})")
-        self.check(high <= 4, "high", high, "at most 4")
-        self.check(choices >= 1, "choices", choices, "1 or more")
+        require(0.25 <= low <= high, "augment.speed.low", low, f"0.25 to augment.speed.high ({high:g})")
+        require(high <= 4, "augment.speed.high", high, "at most 4")
+        require(choices >= 1, "augment.speed.choices", choices, "1 or more")
         self.resample = nn.ModuleList(torchaudio.transforms.Resample(round(100 * f), 100) for f in factors)
 
     def change(self, x: Tensor, number: int) -> Tensor:
@@ -69,26 +77,32 @@ class Speed(_Grouped):
 
 
 class Pitch(_Grouped):
-    """Moves each clip's pitch, and its formants with it, at its own pace.
+    """Move each clip's pitch, and its formants with it; its tempo stays.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         semitones: furthest shift, up or down; whole semitones are drawn.
-        others: of `Augmentation`.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range.
 
     Source: `torchaudio.functional.pitch_shift`, a phase vocoder and a resampling.
-    Deviation: factors are rounded to hundredths (4 cents of a semitone's 100 at most
-    for 2 semitones), since the ratio of the exact ones has a filter of as many
-    phases as a second has samples, which takes seconds a batch.
+    Deviation: factors are rounded to hundredths, at most 4 cents for 2 semitones.
+    The resampling filter of an exact factor has as many phases as a second has
+    samples, and takes seconds per batch.
+
+    >>> Pitch(8000, semitones=2, probability=1.0)(torch.randn(4, 1, 8000)).shape
+    torch.Size([4, 1, 8000])
     """
 
     name = "pitch"
 
     def __init__(self, sample_rate_hz: int, *, semitones: int, **base) -> None:
         super().__init__(sample_rate_hz, [float(s) for s in range(-semitones, semitones + 1)], 0.0, **base)
-        self.check(1 <= semitones <= 12, "semitones", semitones, "1 to 12")
+        require(1 <= semitones <= 12, "augment.pitch.semitones", semitones, "1 to 12")
         self.factors = [round(2 ** (s / 12), 2) for s in self.strengths]
         n_fft = 2 ** round(math.log2(0.032 * sample_rate_hz))  # 32 ms, usual for speech
         hop = n_fft // 4
@@ -104,22 +118,28 @@ class Pitch(_Grouped):
 
 
 class Gain(Augmentation):
-    """Makes each clip louder or quieter.
+    """Make each clip louder or quieter.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         low_db: least gain.
-        high_db: greatest gain, drawn uniformly between.
-        others: of `Augmentation`.
+        high_db: greatest gain; drawn uniformly between the two.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range.
+
+    >>> Gain(8000, low_db=20.0, high_db=20.0, probability=1.0)(torch.ones(1, 1, 3))
+    tensor([[[10., 10., 10.]]])
     """
 
     name = "gain"
 
     def __init__(self, sample_rate_hz: int, *, low_db: float, high_db: float, **base) -> None:
         super().__init__(sample_rate_hz, **base)
-        self.check(low_db <= high_db, "low_db", low_db, f"at most augment.gain.high_db ({high_db:g})")
+        require(low_db <= high_db, "augment.gain.low_db", low_db, f"at most augment.gain.high_db ({high_db:g})")
         self.range_db = low_db, high_db
 
     def augment(self, x: Tensor) -> Tensor:
@@ -127,26 +147,32 @@ class Gain(Augmentation):
 
 
 class Filter(Augmentation):
-    """Colours each clip as another microphone or room would: a smooth random gain over frequency.
+    """Colour each clip as another microphone or room would: a smooth random gain over frequency.
 
     Args:
-        bands: points evenly spaced on the mel scale; the gain is linear in dB between.
-        strength_db: the gain at each is uniform in plus or minus this.
-        others: of `Augmentation`.
+        sample_rate_hz: sample rate of the waveforms.
+        bands: points evenly spaced on the mel scale; between them the gain is linear in dB.
+        strength_db: largest gain at a point, up or down, drawn uniformly.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range.
 
     Source: the linear type of Nam et al., "FilterAugment", 2022. Deviation: it
     is applied to the spectrum of the whole window.
+
+    >>> Filter(8000, bands=6, strength_db=6.0, probability=1.0)(torch.randn(4, 1, 8000)).shape
+    torch.Size([4, 1, 8000])
     """
 
     name = "filter"
 
     def __init__(self, sample_rate_hz: int, *, bands: int, strength_db: float, **base) -> None:
         super().__init__(sample_rate_hz, **base)
-        self.check(bands >= 2, "bands", bands, "2 or more")
-        self.check(strength_db >= 0, "strength_db", strength_db, "0 or more")
+        require(bands >= 2, "augment.filter.bands", bands, "2 or more")
+        require(strength_db >= 0, "augment.filter.strength_db", strength_db, "0 or more")
         self.bands, self.strength_db = bands, strength_db
 
     def augment(self, x: Tensor) -> Tensor:
@@ -159,45 +185,54 @@ class Filter(Augmentation):
 
 @functools.lru_cache(maxsize=4)
 def _hats(bins: int, sample_rate_hz: int, bands: int, device: torch.device) -> Tensor:
-    """(bands, bins) shares of points evenly spaced on the mel scale in each bin: between two they are linear."""
+    """Return (bands, bins) weights that interpolate points evenly spaced on the mel scale."""
     bins_hz = torch.linspace(0, sample_rate_hz / 2, bins, device=device)
-    place = torch.log1p(bins_hz / 700) / math.log1p(sample_rate_hz / 1400) * (bands - 1)
+    position = torch.log1p(bins_hz / 700) / math.log1p(sample_rate_hz / 1400) * (bands - 1)
     points = torch.arange(bands, device=device).unsqueeze(1)
-    return (1 - (place - points).abs()).clamp_min(0)
+    return (1 - (position - points).abs()).clamp_min(0)
 
 
 class _Additive(Augmentation):
-    """Adds noise at a signal to noise ratio that is uniform in dB and taken over the whole window."""
+    """Base that adds noise. The signal-to-noise ratio is uniform in dB and taken over the whole window."""
 
     def __init__(self, sample_rate_hz: int, *, snr_low_db: float, snr_high_db: float, **base) -> None:
         super().__init__(sample_rate_hz, **base)
         high = f"at most augment.{self.name}.snr_high_db ({snr_high_db:g})"
-        self.check(snr_low_db <= snr_high_db, "snr_low_db", snr_low_db, high)
+        require(snr_low_db <= snr_high_db, f"augment.{self.name}.snr_low_db", snr_low_db, high)
         self.snr_db = snr_low_db, snr_high_db
 
     def augment(self, x: Tensor) -> Tensor:
         noise = self.noise(x)
-        # a silent piece of noise, or a silent clip, has no ratio
+        # silent noise, or a silent clip, has no ratio
         audible = (_norm(noise) > 0) & (_norm(x) > 0)
         return torch.where(audible, add_noise(x, noise, uniform(*self.snr_db, (len(x), 1), x)), x)
 
     def noise(self, x: Tensor) -> Tensor:
-        """Noise in the shape of `x`, at any level."""
+        """Return noise in the shape of `x`, at any level."""
         raise NotImplementedError
 
 
 class Noise(_Additive):
-    """Adds Gaussian noise whose spectrum falls with frequency at a slope of each clip's own.
+    """Add Gaussian noise whose spectrum falls with frequency; each clip draws its slope.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         slope_low: least exponent a of the power spectrum 1/f^a: 0 is white, 1 pink, 2 brown.
-        slope_high: greatest exponent, drawn uniformly between.
-        snr_low_db: loudest noise; signal to noise ratio over the whole window.
-        snr_high_db: quietest noise, drawn uniformly between.
-        others: of `Augmentation`.
+        slope_high: greatest exponent; drawn uniformly between the two.
+        snr_low_db: loudest noise, signal-to-noise ratio over the whole window.
+        snr_high_db: quietest noise; drawn uniformly between the two.
+        additive: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range.
+
+    >>> noise = Noise(8000, slope_low=0.0, slope_high=2.0, snr_low_db=10.0, snr_high_db=10.0, probability=1.0)
+    >>> x = torch.randn(4, 1, 8000)
+    >>> added = noise(x) - x
+    >>> (10 * (x.square().sum(dim=2) / added.square().sum(dim=2)).log10()).round().flatten()
+    tensor([10., 10., 10., 10.])
     """
 
     name = "noise"
@@ -205,7 +240,7 @@ class Noise(_Additive):
     def __init__(self, sample_rate_hz: int, *, slope_low: float, slope_high: float, **additive) -> None:
         super().__init__(sample_rate_hz, **additive)
         high = f"at most augment.noise.slope_high ({slope_high:g})"
-        self.check(slope_low <= slope_high, "slope_low", slope_low, high)
+        require(slope_low <= slope_high, "augment.noise.slope_low", slope_low, high)
         self.slope = slope_low, slope_high
 
     def noise(self, x: Tensor) -> Tensor:
@@ -216,24 +251,36 @@ class Noise(_Additive):
 
 
 class Background(_Additive):
-    """Adds a random piece of recorded noise.
+    """Add a random piece of recorded noise.
 
     Args:
-        folder: of recordings (wav, flac, ogg, mp3), at any depth.
-        snr_low_db: loudest noise; signal to noise ratio over the whole window.
-        snr_high_db: quietest noise, drawn uniformly between.
-        others: of `Augmentation`.
+        sample_rate_hz: sample rate of the waveforms.
+        folder: folder of recordings (wav, flac, ogg, mp3), at any depth.
+        snr_low_db: loudest noise, signal-to-noise ratio over the whole window.
+        snr_high_db: quietest noise; drawn uniformly between the two.
+        additive: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
 
     Raises:
         ConfigError: an argument is out of range, or no folder is given.
         DataError: the folder has no recording, or one that cannot be read.
+
+    >>> import tempfile, soundfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     soundfile.write(f"{folder}/fan.wav", np.random.default_rng(0).normal(0, 0.1, 4000), 8000)
+    ...     background = Background(8000, folder=folder, snr_low_db=5.0, snr_high_db=20.0, probability=1.0)
+    >>> background(torch.randn(4, 1, 8000)).shape
+    torch.Size([4, 1, 8000])
     """
 
     name = "background"
 
     def __init__(self, sample_rate_hz: int, *, folder: str | None, **additive) -> None:
         super().__init__(sample_rate_hz, **additive)
-        self.check(folder is not None, "folder", folder, "a folder of recorded noise, or its probability 0")
+        require(
+            folder is not None, "augment.background.folder", folder, "a folder of recorded noise, or its probability 0"
+        )
         recordings = decode_folder(Path(str(folder)).expanduser(), sample_rate_hz, key="augment.background.folder")
         ends = np.cumsum([len(recording) for recording in recordings])
         self.samples: Tensor  # (total,), recording after recording
@@ -245,8 +292,8 @@ class Background(_Additive):
         which = torch.randint(len(self.starts) - 1, (len(x), 1), device=x.device)
         begin, size = self.starts[which], self.starts[which + 1] - self.starts[which]
         shift = (torch.rand(len(x), 1, device=x.device) * size).long()
-        places = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short one is repeated
-        return self.samples[places].unsqueeze(1)
+        samples = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short recording repeats
+        return self.samples[samples].unsqueeze(1)
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -254,12 +301,6 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
-    """A spectrum of one's own times a real gain, in place: three times as fast as a product of complex numbers."""
+    """Multiply a spectrum by a real gain, in place: three times as fast as a product of complex numbers."""
     torch.view_as_real(spectrum).mul_(gain.unsqueeze(-1))
     return spectrum
-
-
-def middle(x: Tensor, length: int) -> Tensor:
-    """The middle `length` samples; zeros on both sides where there are fewer."""
-    spare = x.shape[-1] - length
-    return nn.functional.pad(x, (-(spare // 2), spare // 2 - spare))

@@ -27,29 +27,30 @@ from audio_mnist.config import fingerprint
 from audio_mnist.data.decode import Limits, Written, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import DataError
-from audio_mnist.sweep import workers
+from audio_mnist.system import processes
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the stored samples would differ
-_ALONE_S = 1.0  # about what it takes to start processes
+_ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
+_SHOWN = 10  # most bad clips that an error names
 
 
 def build_store(
     manifest: pd.DataFrame, *, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, cache_dir: Path
 ) -> tuple[pd.DataFrame, WaveformStore]:
-    """The clips of `manifest`, decoded once.
+    """Decode the clips of `manifest` once.
 
-    The store is looked up by every file's path, size and modification time and
-    by the settings, so a change of any of these builds another. Two processes may ask at once.
+    Every file's path, size and modification time and the settings identify the
+    store, so a change of any of these builds another. Two processes may ask at
+    once.
 
     Args:
         manifest: columns of `corpora.Corpus.manifest`.
-        sample_rate_hz: every clip is resampled to it; None is the rate that
-            most clips have.
+        sample_rate_hz: rate that every clip is resampled to; None takes the most common rate of the files.
         limits: durations that are accepted.
-        on_bad_clip: "error", or "skip" to leave unusable clips out, by name.
-        cache_dir: stores are its subfolders.
+        on_bad_clip: "error", or "skip" to leave unusable clips out and name them.
+        cache_dir: folder that stores are kept in.
 
     Returns:
         The manifest of the clips in the store, in its order, with columns
@@ -73,33 +74,34 @@ def build_store(
             f"{folder}: the waveform store cannot be written ({error.strerror or error}); "
             "make room or choose another data.cache_dir"
         ) from None
-    meta = json.loads((folder / "meta.json").read_text())
     table = pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
-    reasons = table["reason"].to_numpy()
-    bad = np.flatnonzero(reasons != "")
-    if len(bad):
-        lines = [f"  {manifest['path'].iloc[i]}: {reasons[i]}" for i in bad]
-        if on_bad_clip == "error":
-            shown = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
-            raise DataError(
-                f"{len(bad)} of {len(manifest)} clips cannot be used:\n" + "\n".join(shown) + "\n"
-                "mend or remove them, or leave them out with data.on_bad_clip=skip"
-            )
-        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), "\n".join(lines))
-    good = np.flatnonzero(reasons == "")
-    if len(good) == 0:
-        raise DataError(f"none of the {len(manifest)} clips can be used")
-    offsets = np.load(folder / "offsets.npy")
-    store = WaveformStore(
-        np.memmap(folder / "samples.f32", dtype=np.float32, mode="r"), offsets, meta["sample_rate_hz"], folder
-    )
+    good = _usable(manifest, table["reason"].to_numpy(), on_bad_clip)
     kept = manifest.iloc[good].assign(
         content=table["content"].to_numpy()[good],
         duration_s=table["duration_s"].to_numpy()[good].astype(float),
     )
     kept = kept.reset_index(drop=True)
     _check_copies(kept)
-    return kept, store
+    samples = np.memmap(folder / "samples.f32", dtype=np.float32, mode="r")
+    rate_hz = json.loads((folder / "meta.json").read_text())["sample_rate_hz"]
+    return kept, WaveformStore(samples, np.load(folder / "offsets.npy"), rate_hz, folder)
+
+
+def _usable(manifest: pd.DataFrame, reasons: np.ndarray, on_bad_clip: str) -> np.ndarray:
+    """Return the rows of usable clips; name the others."""
+    bad, good = np.flatnonzero(reasons != ""), np.flatnonzero(reasons == "")
+    if len(bad):
+        lines = [f"  {manifest['path'].iloc[i]}: {reasons[i]}" for i in bad]
+        if on_bad_clip == "error":
+            shown = lines[:_SHOWN] + ([f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
+            raise DataError(
+                f"{len(bad)} of {len(manifest)} clips cannot be used:\n" + "\n".join(shown) + "\n"
+                "repair or remove them, or leave them out with data.on_bad_clip=skip"
+            )
+        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), "\n".join(lines))
+    if len(good) == 0:
+        raise DataError(f"none of the {len(manifest)} clips can be used")
+    return good
 
 
 def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:
@@ -109,7 +111,7 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
     partial.mkdir()
     try:
         paths = manifest["path"].tolist()
-        rate_hz = sample_rate_hz or _commonest_rate(paths)
+        rate_hz = sample_rate_hz or _most_common_rate(paths)
         decoded = _decode_all(paths, rate_hz, limits, partial)
         bar = tqdm(decoded, total=len(paths), desc="decoding", unit="clip", disable=not sys.stderr.isatty())
         with contextlib.closing(decoded):
@@ -127,11 +129,11 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
 
 
 def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -> Generator[Written, None, None]:
-    """Writes all clips' samples, in order, and yields what else is known of each.
+    """Write all clips' samples in order, and yield what else is known of each.
 
-    By this process alone for `_ALONE_S`, in which it decodes thousands of short
-    clips; then by processes, one a core. Threads would be slower than one: a
-    short clip's decoding gives Python's lock away for microseconds at a time.
+    This process decodes alone for `_ALONE_S`, enough for thousands of short
+    clips. Then a pool decodes, one process per core. Threads would be slower
+    than one: a short clip releases Python's lock for microseconds at a time.
     """
     began, done = time.monotonic(), 0
     with open(partial / "samples.f32", "wb") as file:
@@ -144,7 +146,7 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
         size = min(_BLOCK, math.ceil((len(paths) - done) / (4 * cores)))
         blocks = [paths[start : start + size] for start in range(done, len(paths), size)]
         parts = [partial / f"part{number}" for number in range(len(blocks))]
-        # a worker whose parent was killed ends when it has had nothing to do for a while
+        # a worker whose parent was killed ends after this many idle seconds
         options = {"timeout": 10, "initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         pool = ProcessPoolExecutor(min(cores, len(blocks)), **options)
         try:
@@ -156,24 +158,24 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
                 done += len(written)
                 yield from written
         except BaseException as error:
-            workers.kill(pool)
+            processes.kill(pool)
             if isinstance(error, BrokenProcessPool):
                 raise DataError(
-                    "a process that decodes clips was ended, for want of memory or by a recording that breaks the "
-                    f"decoder, one of the few hundred from {paths[done]} on"
+                    "a process that decodes clips died: the machine ran out of memory, or a recording breaks the "
+                    f"decoder; look at the few hundred files from {paths[done]} on"
                 ) from None
             raise
         pool.shutdown()
 
 
-def _commonest_rate(paths: list[str]) -> int:
+def _most_common_rate(paths: list[str]) -> int:
     rates: dict[int, int] = {}
     for path in paths:
         try:
             with soundfile.SoundFile(path) as file:
                 rate = file.samplerate
         except (OSError, soundfile.SoundFileError, RuntimeError):
-            continue  # reported with its reason when it is decoded
+            continue  # decoding reports it with its reason
         rates[rate] = rates.get(rate, 0) + 1
     return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else 16_000
 
@@ -187,7 +189,7 @@ def _stat(path: str) -> list[int] | None:
 
 
 def _checksums(folder: Path) -> dict[str, object]:
-    """The big file's size, the small ones' SHA-256."""
+    """Return the large file's size and the small ones' SHA-256."""
     small = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in ("clips.csv", "offsets.npy")}
     return {"samples.f32": (folder / "samples.f32").stat().st_size, **small}
 

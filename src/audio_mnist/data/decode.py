@@ -17,12 +17,12 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".ai
 
 @dataclass(frozen=True)
 class Limits:
-    """What a clip must keep to.
+    """Durations that are accepted.
 
     Attributes:
         min_s: shortest duration, s.
         max_s: longest duration, s.
-        group: of the config keys that set them, for messages.
+        group: prefix of the config keys that set them, for messages.
     """
 
     min_s: float
@@ -31,11 +31,11 @@ class Limits:
 
 
 class _UnusableError(Exception):
-    """Why one clip cannot be used."""
+    """One clip cannot be used; the message says why."""
 
 
 class _Bytes(io.BytesIO):
-    """A file in memory for libsndfile, which a damaged header sends to places before its start."""
+    """A file in memory for libsndfile. A damaged header makes it seek before the start."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
@@ -45,10 +45,10 @@ class _Bytes(io.BytesIO):
 
 
 def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
-    """One recording at its own rate.
+    """Decode one recording at the file's sample rate.
 
     Returns:
-        (T,) float32 mono and its rate in Hz, or None, 0 and why it cannot be used.
+        (T,) float32 mono, its rate in Hz and "". Where it cannot be used: None, 0 and the reason.
     """
     try:
         _, samples, native_hz = _read(Path(path), limits)
@@ -58,18 +58,18 @@ def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
 
 
 def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
-    """All recordings of a folder, at any depth, in the order of their names.
+    """Decode all recordings of a folder, at any depth, in the order of their names.
 
     Args:
-        folder: that is searched.
-        rate_hz: they are resampled to it.
-        key: of the config, for the message.
+        folder: the folder.
+        rate_hz: sample rate that they are resampled to.
+        key: config key that names the folder, for the message.
 
     Returns:
         (T_i,) float32 each, held in memory.
 
     Raises:
-        DataError: no such folder, no recording in it, or one that cannot be read.
+        DataError: there is no such folder, no recording in it, or one that cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"{key}={folder}: no such folder")
@@ -86,7 +86,7 @@ def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
 
 
 def recordings_in(folder: Path) -> list[Path]:
-    """Audio files of a folder, at any depth, in the order of their names."""
+    """List the audio files of a folder, at any depth, in the order of their names."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
@@ -96,7 +96,7 @@ class Written(NamedTuple):
     Attributes:
         samples: their number, 0 where the clip cannot be used.
         content: SHA-256 of the file's bytes.
-        duration_s: of the recording.
+        duration_s: duration of the recording.
         reason: why it cannot be used, "" where it can.
     """
 
@@ -107,7 +107,7 @@ class Written(NamedTuple):
 
 
 def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Written:
-    """Appends one recording's samples at `rate_hz`, mono float32, to an open file."""
+    """Append one recording's samples at `rate_hz`, mono float32, to an open file."""
     try:
         samples, content, duration_s = _decode(Path(path), rate_hz, limits)
     except _UnusableError as reason:
@@ -117,9 +117,31 @@ def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Writ
 
 
 def write_clips(paths: list[str], rate_hz: int, limits: Limits, part: Path) -> list[Written]:
-    """As `write_clip`, of several into a file of their own."""
+    """Write several recordings into a file of their own, as `write_clip` does."""
     with open(part, "wb") as file:
         return [write_clip(path, rate_hz, limits, file) for path in paths]
+
+
+def check_samples(samples: np.ndarray, rate_hz: int, limits: Limits) -> str:
+    """Say why (T,) samples cannot be used, "" where they can.
+
+    >>> check_samples(np.zeros(8000, dtype=np.float32), 8000, Limits(0.01, 60.0))
+    'it is silent: every sample is zero'
+    """
+    if len(samples) == 0:
+        return "it has no samples"
+    if not np.isfinite(samples).all():
+        return "it has samples that are NaN or infinite"
+    duration_s = len(samples) / rate_hz
+    if duration_s < limits.min_s:
+        return f"{len(samples)} samples ({duration_s:.4f} s), less than {limits.group}min_clip_s={limits.min_s:g}"
+    if duration_s > limits.max_s:
+        return _too_long(duration_s, limits)
+    return "" if samples.any() else "it is silent: every sample is zero"
+
+
+def _too_long(duration_s: float, limits: Limits) -> str:
+    return f"{duration_s:.1f} s long, more than {limits.group}max_clip_s={limits.max_s:g}; cut it or raise that limit"
 
 
 def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, float]:
@@ -133,7 +155,7 @@ def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, 
 
 
 def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
-    """(bytes of the file, (T,) samples of its mean channel, rate in Hz)."""
+    """Return the file's bytes, the (T,) mean of its channels, and its rate in Hz."""
     try:
         encoded = path.read_bytes()
     except FileNotFoundError:
@@ -145,29 +167,18 @@ def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
     try:
         with soundfile.SoundFile(_Bytes(encoded)) as file:
             native_hz = file.samplerate
-            if file.frames > limits.max_s * native_hz:
-                raise _UnusableError(
-                    f"{file.frames / native_hz:.1f} s long, more than {limits.group}max_clip_s={limits.max_s:g}; "
-                    "cut it or raise that"
-                )
+            if file.frames > limits.max_s * native_hz:  # before anything is decoded
+                raise _UnusableError(_too_long(file.frames / native_hz, limits))
             samples = file.read(dtype="float32", always_2d=True)
             samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # a mean costs half a decoding
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
-    if len(samples) == 0:
-        raise _UnusableError("it has no samples")
-    if not np.isfinite(samples).all():
-        raise _UnusableError("it has samples that are NaN or infinite")
-    duration_s = len(samples) / native_hz
-    if duration_s < limits.min_s:
-        raise _UnusableError(
-            f"{len(samples)} samples ({duration_s:.4f} s), less than {limits.group}min_clip_s={limits.min_s:g}"
-        )
-    if not samples.any():
-        raise _UnusableError("it is silent: every sample is zero")
+    reason = check_samples(samples, native_hz, limits)
+    if reason:
+        raise _UnusableError(reason)
     return encoded, samples, native_hz
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the memory address of what was opened."""
+    """Return libsndfile's own words, without the memory address of the file."""
     return str(getattr(error, "error_string", error)).strip().rstrip(".")

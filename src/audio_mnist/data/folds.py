@@ -1,6 +1,6 @@
 """Manifest + settings + seed -> disjoint train / selection / fold / test index sets.
 
-Pure: no file is read, and the same manifest gives the same folds whatever the
+Pure: no file is read. The same manifest gives the same folds, whatever the
 order of its rows, the run, the feature or the model.
 """
 
@@ -9,21 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
 
 from audio_mnist.errors import ConfigError, DataError
 
-TEST = -1  # clip of the test split
-EXCLUDED = -2  # training copy of a test clip: in no set
+TEST = -1  # a clip of the test split
+EXCLUDED = -2  # a training copy of a test clip: in no set
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the manifest, int64, disjoint."""
+    """Row numbers of the manifest, int64, disjoint.
+
+    Attributes:
+        train: clips that train.
+        selection: clips that choose the epoch; empty unless selection=inner.
+        fold: clips that are scored and never trained on.
+        test: clips of the test split.
+    """
 
     train: np.ndarray
-    selection: np.ndarray  # empty unless selection=inner
-    fold: np.ndarray  # scored, never trained on
+    selection: np.ndarray
+    fold: np.ndarray
     test: np.ndarray
 
 
@@ -33,36 +39,37 @@ class Folds:
 
     Attributes:
         fold_of: (clips,) int64; 0 to count-1, TEST or EXCLUDED.
+        count: number of folds.
+        seed: random seed of the shuffle.
+        groups: (clips,) names of the groups that were kept together, such as speakers; None where clips count as
+            independent.
         fingerprint: identifies the assignment, not the settings that led to it.
-        group: what was kept together: "none" or "speaker".
         notes: what a reader of the scores must know, one sentence each.
     """
 
     fold_of: np.ndarray
     count: int
     seed: int
-    group: str
+    groups: np.ndarray | None
     fingerprint: str
     notes: tuple[str, ...]
 
 
 def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -> Folds:
-    """Deals the training clips into stratified folds.
+    """Deal the training clips into stratified folds.
 
-    Byte-identical clips (equal `content`) always share a fold; with
+    Byte-identical clips (equal `content`) always share a fold. With
     `group="speaker"` so do all clips of one speaker. A training clip that is
     byte-identical to a test clip is left out. Where grouping by speaker meets a
     test split that shares speakers with the training split, no test split is
     held back: its labelled clips join the folds.
 
     Args:
-        manifest: columns clip_id, label, speaker ("" where unknown),
-            split ("train" or "test") and content (digest of the file's bytes).
-        count: number of folds, at least 2. Equal to the number of speakers it
-            is leave-one-speaker-out.
-        group: "none", "speaker", or "auto": "speaker" where the manifest names
-            one for every clip.
-        seed: of the shuffle.
+        manifest: columns clip_id, label, speaker ("" where unknown), split ("train" or "test") and content (digest of
+            the file's bytes).
+        count: number of folds, at least 2. The number of speakers makes it leave-one-speaker-out.
+        group: "none", "speaker", or "auto": "speaker" where the manifest names one for every clip.
+        seed: random seed of the shuffle.
 
     Raises:
         ConfigError: the settings do not fit the corpus.
@@ -70,75 +77,91 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
     """
     if count < 2:
         raise ConfigError(f"folds.count={count}: at least 2 folds are needed")
-    if group not in ("none", "speaker", "auto"):
-        raise ConfigError(f"folds.group={group}: choose none, speaker or auto")
     table = manifest.sort_values("clip_id", kind="stable")
     rows = table.index.to_numpy()
-    speakers_known = bool((table["speaker"] != "").all())
+    by_speaker = _is_by_speaker(table, group)
+    notes: list[str] = []
+
+    # what is scored once, at the end
+    is_test = (table["split"] == "test").to_numpy()
+    if by_speaker:
+        is_test = _without_known_speakers(table, is_test, notes)
+    fold_of = np.full(len(manifest), TEST, dtype=np.int64)
+    excluded = ~is_test & table["content"].isin(set(table["content"][is_test])).to_numpy()
+    if excluded.any():
+        notes.append(f"{int(excluded.sum())} training clips are byte-identical to test clips and were left out")
+        fold_of[rows[excluded]] = EXCLUDED
+
+    # the folds
+    dealt = table[~is_test & ~excluded]
+    lost = set(table["label"][~is_test]) - set(dealt["label"])
+    if lost:
+        raise DataError(f"every training clip of class {min(lost)!r} is a byte-identical copy of a test clip")
+    numbers = _deal(dealt, count=count, by_speaker=by_speaker, seed=seed)
+    _check_classes(dealt, numbers, count)
+    fold_of[dealt.index.to_numpy()] = numbers
+    if not by_speaker:
+        notes += _notes_on_speakers(table, dealt)
+
+    text = "\n".join(f"{clip}\t{fold}" for clip, fold in zip(table["clip_id"], fold_of[rows], strict=True))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    groups = manifest["speaker"].to_numpy() if by_speaker else None
+    return Folds(fold_of, count, seed, groups, digest, tuple(notes))
+
+
+def _is_by_speaker(table: pd.DataFrame, group: str) -> bool:
+    if group not in ("none", "speaker", "auto"):
+        raise ConfigError(f"folds.group={group}: choose none, speaker or auto")
+    named = int((table["speaker"] != "").sum())
     if group == "auto":
-        named = int((table["speaker"] != "").sum())
         if 0 < named < len(table):
             raise ConfigError(
                 f"speakers are named for {named} of {len(table)} clips: name the others too, or set folds.group=none "
                 "(scores then hold for these speakers, not for new ones)"
             )
-        group = "speaker" if speakers_known else "none"
-    if group == "speaker" and not speakers_known:
+        return named == len(table)
+    if group == "speaker" and named < len(table):
         unknown = table.loc[table["speaker"] == "", "clip_id"].iloc[0]
         raise ConfigError(
             f"folds.group=speaker, but the corpus names no speaker for {unknown}; "
             "set folds.group=none, or give every clip a speaker"
         )
+    return group == "speaker"
 
-    notes = []
-    is_test = (table["split"] == "test").to_numpy()
-    if group == "speaker" and is_test.any():
-        labelled = (table["label"] != "").to_numpy()
-        shared = set(table["speaker"][is_test]) & set(table["speaker"][~is_test])
-        if shared:
-            is_test = is_test & ~labelled
-            notes.append(
-                f"no test split is held back: {len(shared)} of its speakers are training speakers, "
-                "so its labelled clips joined the folds (folds.group=speaker)"
-            )
 
-    fold_of = np.full(len(manifest), TEST, dtype=np.int64)
-    in_test = set(table["content"][is_test])
-    excluded = ~is_test & table["content"].isin(in_test).to_numpy()
-    if excluded.any():
-        notes.append(f"{int(excluded.sum())} training clips are byte-identical to test clips and were left out")
-        fold_of[rows[excluded]] = EXCLUDED
+def _without_known_speakers(table: pd.DataFrame, is_test: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Return the test clips, none with a label where one of their speakers also trains."""
+    shared = set(table["speaker"][is_test]) & set(table["speaker"][~is_test])
+    if not shared:
+        return is_test
+    notes.append(
+        f"no test split is held back: {len(shared)} of its speakers are training speakers, "
+        "so its labelled clips joined the folds (folds.group=speaker)"
+    )
+    return is_test & ~(table["label"] != "").to_numpy()
 
-    dealt = table[~is_test & ~excluded]
-    lost = set(table["label"][~is_test]) - set(dealt["label"])
-    if lost:
-        raise DataError(f"every training clip of class {min(lost)!r} is a byte-identical copy of a test clip")
-    fold_of[dealt.index.to_numpy()] = _deal(dealt, count=count, by_speaker=group == "speaker", seed=seed)
-    _check_classes(dealt, fold_of[dealt.index.to_numpy()], count)
-    if group == "none" and speakers_known and dealt["speaker"].nunique() > 1:
-        notes.append("folds share speakers (folds.group=none): scores hold for these speakers, not for new ones")
-    elif group == "none" and not speakers_known:
-        notes.append("who speaks in which clip is not known: folds may share speakers, and scores hold for these alone")
 
-    text = "\n".join(f"{clip}\t{fold}" for clip, fold in zip(table["clip_id"], fold_of[rows], strict=True))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Folds(fold_of, count, seed, group, digest, tuple(notes))
+def _notes_on_speakers(table: pd.DataFrame, dealt: pd.DataFrame) -> list[str]:
+    if not (table["speaker"] != "").all():
+        return ["the speakers are not known: folds may share speakers, and scores hold for these speakers only"]
+    if dealt["speaker"].nunique() > 1:
+        return ["folds share speakers (folds.group=none): scores hold for these speakers, not for new ones"]
+    return []
 
 
 def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: str, inner_folds: int = 6) -> Split:
-    """Index sets of one run.
+    """Return the index sets of one run.
 
     Args:
         manifest: the one that the folds were dealt from.
-        folds: of all clips.
+        folds: folds of all clips.
         fold: the scored fold, 0 to count-1.
-        selection: "last", "fold", or "inner": one of `inner_folds` parts of the
-            training clips, cut as the folds were, is kept to choose the epoch.
-        inner_folds: at most the number of training speakers is used where
-            folds are by speaker.
+        selection: "last", "fold", or "inner": one of `inner_folds` parts of the training clips, cut as the folds were,
+            chooses the epoch.
+        inner_folds: number of parts; at most the number of training speakers where folds are by speaker.
 
     Raises:
-        ConfigError: no such fold or selection.
+        ConfigError: there is no such fold or selection.
     """
     if not 0 <= fold < folds.count:
         raise ConfigError(f"fold={fold} does not exist: folds.count={folds.count}, so fold is 0 to {folds.count - 1}")
@@ -147,50 +170,63 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
     train = np.flatnonzero((folds.fold_of >= 0) & (folds.fold_of != fold))
     chosen = np.empty(0, dtype=np.int64)
     if selection == "inner":
-        part = manifest.iloc[train].sort_values("clip_id", kind="stable")
-        if folds.group == "speaker":  # a whole speaker where there are few
-            groups = _joined_groups(part["speaker"].to_numpy(), part["content"].to_numpy())
-            inner_folds = min(inner_folds, len(np.unique(groups)))
-            if inner_folds < 2:
-                raise ConfigError(
-                    "selection=inner needs two training speakers, one of them to choose the epoch by, and fold="
-                    f"{fold} leaves one; raise folds.count or set selection=last"
-                )
-        try:
-            inner = _deal(part, count=inner_folds, by_speaker=folds.group == "speaker", seed=folds.seed)
-            _check_classes(part, inner, inner_folds)
-        except (ConfigError, DataError) as error:
-            raise ConfigError(
-                f"selection=inner cannot set apart 1/{inner_folds} of the training clips: {error}"
-            ) from None
-        chosen = np.sort(part.index.to_numpy()[inner == 0])
+        chosen = _inner_part(manifest.iloc[train], folds, fold, inner_folds)
         train = np.setdiff1d(train, chosen)
     return Split(train, chosen, np.flatnonzero(folds.fold_of == fold), np.flatnonzero(folds.fold_of == TEST))
 
 
+def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.ndarray:
+    """Return the rows of one part of the training clips, cut as the folds were."""
+    table = train.sort_values("clip_id", kind="stable")
+    by_speaker = folds.groups is not None
+    if by_speaker:  # a whole speaker where there are few
+        groups = _joined_groups(table["speaker"].to_numpy(), table["content"].to_numpy())
+        parts = min(parts, len(np.unique(groups)))
+        if parts < 2:
+            raise ConfigError(
+                "selection=inner needs two training speakers, one of them to choose the epoch by, and fold="
+                f"{fold} leaves one; raise folds.count or set selection=last"
+            )
+    try:
+        numbers = _deal(table, count=parts, by_speaker=by_speaker, seed=folds.seed)
+        _check_classes(table, numbers, parts)
+    except (ConfigError, DataError) as error:
+        raise ConfigError(f"selection=inner cannot set apart 1/{parts} of the training clips: {error}") from None
+    return np.sort(table.index.to_numpy()[numbers == 0])
+
+
 def _deal(table: pd.DataFrame, *, count: int, by_speaker: bool, seed: int) -> np.ndarray:
-    """(rows,) fold numbers; `table` is sorted by clip_id."""
-    labels = table["label"].to_numpy()
+    """Return (rows,) fold numbers; `table` is sorted by clip_id."""
     classes = table["label"].nunique()
     if classes < 2:
         raise DataError(f"the corpus has {classes} class: at least 2 are needed to train a classifier")
-    dealt = np.full(len(table), -1, dtype=np.int64)
-    if not by_speaker:
-        # one clip stands for all that have its bytes
-        first = (~table["content"].duplicated()).to_numpy()
-        smallest = table["label"][first].value_counts()
-        if smallest.iloc[-1] < count:
-            raise ConfigError(
-                f"folds.count={count} is more than class {smallest.index[-1]!r} has "
-                f"different clips ({smallest.iloc[-1]}); lower folds.count or add clips"
-            )
-        kept = np.flatnonzero(first)
-        cutter = StratifiedKFold(count, shuffle=True, random_state=seed)
-        for number, (_, part) in enumerate(cutter.split(kept, labels[kept])):
-            dealt[kept[part]] = number
-        fold_by_content = dict(zip(table["content"].to_numpy()[kept], dealt[kept], strict=True))
-        return table["content"].map(fold_by_content).to_numpy(dtype=np.int64)
+    return _deal_groups(table, count, seed) if by_speaker else _deal_clips(table, count, seed)
 
+
+def _deal_clips(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedKFold
+
+    labels = table["label"].to_numpy()
+    first = (~table["content"].duplicated()).to_numpy()  # one clip stands for all its copies
+    smallest = table["label"][first].value_counts()
+    if smallest.iloc[-1] < count:
+        raise ConfigError(
+            f"folds.count={count} is more than class {smallest.index[-1]!r} has "
+            f"different clips ({smallest.iloc[-1]}); lower folds.count or add clips"
+        )
+    dealt = np.full(len(table), -1, dtype=np.int64)
+    kept = np.flatnonzero(first)
+    cutter = StratifiedKFold(count, shuffle=True, random_state=seed)
+    for number, (_, part) in enumerate(cutter.split(kept, labels[kept])):
+        dealt[kept[part]] = number
+    fold_by_content = dict(zip(table["content"].to_numpy()[kept], dealt[kept], strict=True))
+    return table["content"].map(fold_by_content).to_numpy(dtype=np.int64)
+
+
+def _deal_groups(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
+
+    labels = table["label"].to_numpy()
     groups = _joined_groups(table["speaker"].to_numpy(), table["content"].to_numpy())
     number_of_groups = len(np.unique(groups))
     if number_of_groups < count:
@@ -198,12 +234,13 @@ def _deal(table: pd.DataFrame, *, count: int, by_speaker: bool, seed: int) -> np
             f"folds.count={count} is more than the corpus has training speakers ({number_of_groups}); "
             f"set folds.count={number_of_groups} for leave-one-speaker-out"
         )
-    by_group: LeaveOneGroupOut | StratifiedGroupKFold
+    cutter: LeaveOneGroupOut | StratifiedGroupKFold
     if number_of_groups == count:
-        by_group = LeaveOneGroupOut()
+        cutter = LeaveOneGroupOut()
     else:
-        by_group = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for number, (_, part) in enumerate(by_group.split(labels, labels, groups)):
+        cutter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    dealt = np.full(len(table), -1, dtype=np.int64)
+    for number, (_, part) in enumerate(cutter.split(labels, labels, groups)):
         dealt[part] = number
     empty = np.setdiff1d(np.arange(count), dealt)
     if len(empty):
@@ -215,7 +252,7 @@ def _deal(table: pd.DataFrame, *, count: int, by_speaker: bool, seed: int) -> np
 
 
 def _joined_groups(speakers: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """(rows,) group numbers: speakers who share a byte-identical clip are one group."""
+    """Return (rows,) group numbers; speakers who share a byte-identical clip are one group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,8 +1,9 @@
-"""The corpus as every run uses it: checked clips in a store, class names and the window they are placed in."""
+"""The corpus as every run uses it: checked clips in a store, class names, and the length of the window."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,12 @@ class PreparedCorpus:
     """A corpus with its clips decoded.
 
     Attributes:
-        name: of the corpus.
+        name: name of the corpus.
         manifest: `corpora.Corpus.manifest` of the usable clips, with content and duration_s.
         class_names: in the order of every probability vector.
-        store: their samples; clip i is row i of the manifest.
+        store: samples of the clips; clip i is row i of the manifest.
         clip_samples: T, the window that clips are placed in.
-        fingerprint: of the clips' bytes, labels, speakers and splits.
+        fingerprint: identifies the clips' bytes, labels, speakers and splits.
         left_out: ids of clips that could not be used (data.on_bad_clip=skip).
     """
 
@@ -37,13 +38,13 @@ class PreparedCorpus:
     left_out: tuple[str, ...] = ()
 
     def targets(self) -> np.ndarray:
-        """(clips,) int64 class numbers, -1 where the label is unknown."""
+        """Return (clips,) int64 class numbers, -1 where the label is unknown."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
         return self.manifest["label"].map(lambda label: numbers.get(label, -1)).to_numpy(dtype=np.int64, copy=True)
 
 
-def prepare(data: dict) -> PreparedCorpus:
-    """Finds, checks and decodes the corpus that the `data` config describes.
+def prepare(data: dict[str, Any]) -> PreparedCorpus:
+    """Find, check and decode the corpus that the `data` config describes.
 
     `data.clip_s=null` takes the 95th percentile of the training clips'
     durations, rounded up to a tenth of a second.
@@ -67,7 +68,12 @@ def prepare(data: dict) -> PreparedCorpus:
     clip_s = data["clip_s"]
     if clip_s is None:
         clip_s = math.ceil(np.percentile(manifest.loc[is_train, "duration_s"], 95) * 10) / 10
-    clip_samples = max(1, round(clip_s * store.sample_rate_hz))
-    left_out = tuple(sorted(set(corpus.manifest["clip_id"]) - set(manifest["clip_id"])))
-    print_of = corpora.fingerprint(manifest)
-    return PreparedCorpus(corpus.name, manifest, corpus.class_names, store, clip_samples, print_of, left_out)
+    return PreparedCorpus(
+        name=corpus.name,
+        manifest=manifest,
+        class_names=corpus.class_names,
+        store=store,
+        clip_samples=max(1, round(clip_s * store.sample_rate_hz)),
+        fingerprint=corpora.fingerprint(manifest),
+        left_out=tuple(sorted(set(corpus.manifest["clip_id"]) - set(manifest["clip_id"]))),
+    )

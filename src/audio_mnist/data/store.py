@@ -18,8 +18,14 @@ class WaveformStore:
     Attributes:
         samples: (total,) float32, memory-mapped, clip after clip.
         offsets: (clips + 1,) int64; clip i is samples[offsets[i]:offsets[i + 1]].
-        sample_rate_hz: of the samples.
+        sample_rate_hz: sample rate of all clips.
         path: the store's folder.
+
+    >>> store = WaveformStore(np.arange(1.0, 6.0, dtype=np.float32), np.array([0, 2, 5]), 8000, Path())
+    >>> store.clip(1)
+    array([3., 4., 5.], dtype=float32)
+    >>> store.gather(np.array([0]), 4)
+    array([[0., 1., 2., 0.]], dtype=float32)
     """
 
     samples: np.ndarray
@@ -31,19 +37,19 @@ class WaveformStore:
         return len(self.offsets) - 1
 
     def clip(self, index: int) -> np.ndarray:
-        """(T_i,) samples of one clip."""
+        """Return the (T_i,) samples of one clip."""
         return self.samples[self.offsets[index] : self.offsets[index + 1]]
 
-    def gather(self, indices: np.ndarray, length: int, place: np.ndarray | None = None) -> np.ndarray:
-        """Clips placed in windows of one length.
+    def gather(self, indices: np.ndarray, length: int, placement: np.ndarray | None = None) -> np.ndarray:
+        """Place clips in windows of one length.
 
-        A shorter clip is surrounded by zeros; of a longer one a window is cut.
+        Zeros surround a shorter clip. A longer clip is cut.
 
         Args:
             indices: (B,) clips.
             length: T of the window, samples.
-            place: (B,) in 0 to 1, where the slack goes: 0 puts the clip first
-                (or cuts its start), 1 last. None centres.
+            placement: (B,) share of the slack before each clip, 0 to 1. 0 puts the clip first (or cuts its start), 1
+                puts it last. None centres.
 
         Returns:
             (B, T) float32.
@@ -54,7 +60,7 @@ class WaveformStore:
         batch = np.zeros((len(indices), length), dtype=np.float32)
         begin = self.offsets[indices]
         slack = length - (self.offsets[indices + 1] - begin)
-        shift = np.rint(np.abs(slack) * (0.5 if place is None else place)).astype(np.int64)
+        shift = np.rint(np.abs(slack) * (0.5 if placement is None else placement)).astype(np.int64)
         for row, start, room, by in zip(batch, begin.tolist(), slack.tolist(), shift.tolist(), strict=True):
             if room >= 0:
                 self._read(start, row[by : by + length - room])
@@ -63,10 +69,10 @@ class WaveformStore:
         return batch
 
     def _read(self, start: int, into: np.ndarray) -> None:
-        """Fills `into` with the samples from `start` on.
+        """Fill `into` with the samples from `start` on.
 
-        From the file itself where that can be: pages of a memory map would count
-        as this process's memory, up to the whole corpus.
+        Reads the file where it can. Pages of a memory map would count as this
+        process's memory, up to the whole corpus.
         """
         if not isinstance(self.samples, np.memmap) or not hasattr(os, "preadv"):
             into[:] = self.samples[start : start + len(into)]

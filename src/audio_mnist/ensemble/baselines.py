@@ -1,4 +1,4 @@
-"""A classical classifier on the same folds, for scale."""
+"""A classical classifier on the same folds, for comparison."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ MFCC = {"name": "mfcc", "n_mfcc": N_MFCC, "n_mels": 40, "window_ms": 25.0, "hop_
 
 @dataclass(frozen=True)
 class Baseline:
-    """Its answers.
+    """The answers of a classical classifier.
 
     Attributes:
         label: its row in a table.
-        oof: (n,) class numbers of the clips asked for, each by the fit without its fold.
+        oof: (n,) class numbers of clips, each by the fit without its fold.
         test: (test clips,) class numbers, by the fit on all folds.
     """
 
@@ -33,12 +33,12 @@ class Baseline:
 
 
 def svm(corpus: PreparedCorpus, fold_of: np.ndarray, rows: np.ndarray, test_rows: np.ndarray) -> Baseline:
-    """A support vector machine (RBF kernel, C = 10) on each clip's MFCC statistics.
+    """Fit a support vector machine (RBF kernel, C = 10) on each clip's MFCC statistics.
 
     Args:
         corpus: the decoded clips.
         fold_of: (clips,) fold numbers, below 0 outside the folds.
-        rows: clips whose out-of-fold answers are wanted, of folds 0 and up.
+        rows: clips to answer out of fold, all in folds 0 and up.
         test_rows: test clips.
     """
     used = np.concatenate([np.flatnonzero(fold_of >= 0), test_rows])
@@ -63,12 +63,12 @@ def _machine():
 
 @torch.inference_mode()
 def _statistics(corpus: PreparedCorpus, rows: np.ndarray) -> np.ndarray:
-    """(n, 80): mean and standard deviation over a clip's frames of 20 MFCCs and of their slopes."""
+    """Return (n, 80): mean and standard deviation over a clip's frames of 20 MFCCs and of their slopes."""
     front_end = features.build(MFCC, corpus.store.sample_rate_hz)
-    described = []
+    statistics = []
     for row in rows:
         clip = torch.from_numpy(np.array(corpus.store.clip(row))).view(1, 1, -1)
         cepstrum = front_end(clip)[0, 0]  # (20, N)
         both = torch.cat([cepstrum, torchaudio.functional.compute_deltas(cepstrum)])  # (40, N)
-        described.append(torch.cat([both.mean(dim=1), both.std(dim=1, correction=0)]))
-    return torch.stack(described).double().numpy()
+        statistics.append(torch.cat([both.mean(dim=1), both.std(dim=1, correction=0)]))
+    return torch.stack(statistics).double().numpy()

@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-from audio_mnist.errors import ConfigError
+from audio_mnist.config import require
 from audio_mnist.features.mel import LogMel
 
 
 class PCEN(LogMel):
     """Mel power divided by its own recent mean in each band, then compressed.
 
-    Steady noise and the recording's level are divided away, onsets stay.
+    This divides steady noise and the recording's level away. Onsets stay.
 
     Args:
+        sample_rate_hz: sample rate of the waveforms.
         smoothing_ms: time constant of the recent mean.
         gain: exponent of the division, 0 (none) to 1.
-        bias: added before the root, and subtracted after, above 0.
-        power: of the compression, 0 to 1.
-        others: of `LogMel`; `top_db` sets the floor of the recent mean, this
-            far below the clip's loudest band.
+        bias: value added before the root and subtracted after it, above 0.
+        power: exponent of the compression, 0 to 1.
+        others: arguments of `LogMel`. `top_db` sets the floor of the recent mean, relative to the clip's loudest band.
 
     Shape: (B, 1, T) -> (B, 1 + deltas, n_mels, N).
 
@@ -29,31 +29,25 @@ class PCEN(LogMel):
     spotting", 2017; `librosa.pcen` with the recent mean started at the first
     frame. Deviation: the clip is first divided by its peak, so that `bias` means
     the same for a quiet clip and a loud one.
+
+    >>> settings = {"smoothing_ms": 400.0, "gain": 0.98, "bias": 2.0, "power": 0.5}
+    >>> PCEN(8000, n_mels=40, window_ms=32.0, hop_ms=25.6, **settings)(torch.randn(2, 1, 8000)).shape
+    torch.Size([2, 1, 40, 40])
     """
 
     name = "pcen"
+    title = "PCEN"
 
     def __init__(
-        self,
-        sample_rate_hz: int,
-        *,
-        smoothing_ms: float,
-        gain: float,
-        bias: float,
-        power: float,
-        **others,
+        self, sample_rate_hz: int, *, smoothing_ms: float, gain: float, bias: float, power: float, **others
     ) -> None:
         super().__init__(sample_rate_hz, **others)
-        for fine, key, got, expected in (
-            (smoothing_ms > 0, "smoothing_ms", smoothing_ms, "above 0"),
-            (0 <= gain <= 1, "gain", gain, "0 to 1"),
-            (bias > 0, "bias", bias, "above 0"),
-            (0 < power <= 1, "power", power, "above 0, at most 1"),
-        ):
-            if not fine:
-                raise ConfigError(f"feature.{key}={got}: expected {expected}")
+        require(smoothing_ms > 0, "feature.smoothing_ms", smoothing_ms, "above 0")
+        require(0 <= gain <= 1, "feature.gain", gain, "0 to 1")
+        require(bias > 0, "feature.bias", bias, "above 0")
+        require(0 < power <= 1, "feature.power", power, "above 0, at most 1")
         frames = smoothing_ms / 1000 * sample_rate_hz / self.hop
-        # the coefficient whose step response is that of the time constant, as in librosa
+        # the coefficient whose step response has the time constant, as in librosa
         self.smoothing = ((1 + 4 * frames**2) ** 0.5 - 1) / (2 * frames**2)
         self.gain, self.bias, self.exponent = gain, bias, power
 
@@ -66,7 +60,10 @@ class PCEN(LogMel):
 
 
 def _decay(frames: int, smoothing: float) -> Tensor:
-    """(N, N) float64: column t weighs the frames of the recent mean m[t] = (1 - s) m[t-1] + s x[t], m[0] = x[0]."""
+    """Return (N, N) float64 weights of the recent mean; column t weighs the frames up to t.
+
+    The mean is m[t] = (1 - s) m[t-1] + s x[t], with m[0] = x[0].
+    """
     step = torch.arange(frames, dtype=torch.float64)
     age = step[None, :] - step[:, None]  # of frame k at time t
     weight = torch.where(age >= 0, smoothing * (1 - smoothing) ** age.clamp_min(0), 0.0)

@@ -3,30 +3,34 @@
 import torch
 from torch import Tensor
 
+from audio_mnist.config import require
 from audio_mnist.errors import ConfigError
-from audio_mnist.features.base import MOST_ROWS
-from audio_mnist.features.mel import Bands
+from audio_mnist.features.base import MOST_ROWS, Bands
 
 
 class LogSpectrogram(Bands):
     """Power in bands of equal width in Hz, in dB relative to the clip's own maximum.
 
     Args:
-        n_bins: F, bands between f_min_hz and f_max_hz; each is the mean of the
-            spectrum's bins that fall in it.
-        others: of `Bands` and `FrontEnd`.
+        sample_rate_hz: sample rate of the waveforms.
+        n_bins: F, bands between f_min_hz and f_max_hz; each is the mean of the spectrum's bins that fall in it.
+        window_ms: Hann window.
+        others: arguments of `Bands` and `FrontEnd`.
 
     Shape: (B, 1, T) -> (B, 1 + deltas, n_bins, N).
 
     Raises:
         ConfigError: an argument is out of range.
+
+    >>> LogSpectrogram(8000, n_bins=4, window_ms=32.0, hop_ms=25.6).row_values().round().tolist()
+    [484.0, 1484.0, 2484.0, 3500.0]
     """
 
     name = "spectrogram"
+    title = "Spectrogram"
 
     def __init__(self, sample_rate_hz: int, *, n_bins: int, window_ms: float, **others) -> None:
-        if not 1 <= n_bins <= MOST_ROWS:
-            raise ConfigError(f"feature.n_bins={n_bins}: expected 1 to {MOST_ROWS}")
+        require(1 <= n_bins <= MOST_ROWS, "feature.n_bins", n_bins, f"1 to {MOST_ROWS}")
         super().__init__(sample_rate_hz, n_bins, window_ms=window_ms, **others)
         if self.filters.isnan().any():
             raise ConfigError(

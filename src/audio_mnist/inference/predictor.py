@@ -1,33 +1,32 @@
-"""A tracked run or ensemble -> an object that says what it hears in waveforms of any sample rate and length."""
+"""Members and their mixture -> an object that classifies waveforms of any sample rate and length."""
 
-import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import soxr
 
+from audio_mnist.data.decode import Limits, check_samples
 from audio_mnist.data.store import WaveformStore
-from audio_mnist.ensemble.members import Member, config_of, load_classifier
-from audio_mnist.errors import RunError
+from audio_mnist.errors import DataError
+from audio_mnist.inference.recordings import Cut, Window, batches, find_audio, windows
 from audio_mnist.scoring.mixture import Mixture
 from audio_mnist.system import devices
-from audio_mnist.tracking.tracker import RunRecord, Tracker
 from audio_mnist.training.classifier import Classifier, predict_together
-
-FILE = "ensemble.json"  # artifact of an ensemble's run: all that is needed beside its members' checkpoints
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Members and what makes one answer of theirs.
+    """An ensemble, or a single run.
 
     Attributes:
-        name: of the run, for people.
-        run_id: of the run.
-        classifiers: one a member.
-        mixture: that joins them.
+        name: name of the tracked run.
+        run_id: id of the tracked run.
+        classifiers: one per member.
+        mixture: how their answers are joined.
     """
 
     name: str
@@ -37,23 +36,93 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the probabilities."""
+        """Class names, in the order of the probabilities."""
         return self.classifiers[0].class_names
 
     @property
     def window_s(self) -> float:
-        """Shortest window that a member hears, s; of a longer clip it hears the middle."""
+        """Shortest window of a member, s. Of a longer clip it uses the middle."""
         return min(c.clip_samples / c.sample_rate_hz for c in self.classifiers)
 
     @property
-    def heard_s(self) -> float:
-        """How much of a long clip's middle the members hear, s; infinite where one hears several places of it."""
+    def used_s(self) -> float:
+        """How much of a long clip's middle the members use, s; infinite where one takes several placements."""
         if any(c.placements > 1 for c in self.classifiers):
             return math.inf
         return max(c.clip_samples / c.sample_rate_hz * max(c.speeds) for c in self.classifiers)
 
-    def predict(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
-        """Class probabilities of clips.
+    def predict(self, waveform: np.ndarray, sample_rate_hz: int) -> pd.Series:
+        """Classify one clip.
+
+        Args:
+            waveform: (T,) samples of one channel, -1 to 1.
+            sample_rate_hz: its sample rate.
+
+        Returns:
+            Class name -> probability.
+
+        Raises:
+            DataError: the waveform cannot be used.
+        """
+        samples = np.asarray(waveform, dtype=np.float32)
+        if samples.ndim != 1:
+            raise DataError(
+                f"waveform has shape {samples.shape}: expected (T,), samples of one channel; average the channels first"
+            )
+        if sample_rate_hz <= 0:
+            raise DataError(f"sample_rate_hz={sample_rate_hz}: expected above 0")
+        reason = check_samples(samples, sample_rate_hz, Limits(0.0, math.inf))
+        if reason:
+            raise DataError(f"waveform: {reason}")
+        return pd.Series(self.predict_batch([(samples, sample_rate_hz)])[0], index=self.class_names)
+
+    def predict_files(
+        self, audio: str | Path | Sequence[str | Path], *, window_s: float | None = None, hop_s: float | None = None
+    ) -> pd.DataFrame:
+        """Classify recordings. One that cannot be read gets a row with the reason.
+
+        Args:
+            audio: a recording, a folder, a csv with a column path, or a list of these.
+            window_s: length of windows; None gives one answer per recording.
+            hop_s: distance between the starts of windows; None is half a window.
+
+        Returns:
+            Columns path, start_s and end_s (with windows), label, a column `p:CLASS` per class, and error ("" where
+            all went well).
+
+        Raises:
+            DataError: there are no recordings.
+        """
+        paths = find_audio(audio if isinstance(audio, str | Path) else [str(one) for one in audio])
+        unreadable: dict[str, str] = {}
+        found = windows(paths, Cut(window_s, hop_s), unreadable, self.used_s)
+        header, rows = self.header(window_s is not None), []
+        for batch in batches(found, 64):
+            rows += self.rows(batch, window_s is not None)
+        table = pd.DataFrame(rows, columns=header).assign(error="")
+        lost = pd.DataFrame({"path": list(unreadable), "error": list(unreadable.values())})
+        return pd.concat([table, lost], ignore_index=True) if len(lost) else table
+
+    def header(self, timed: bool) -> list[str]:
+        """Return the columns of `rows`."""
+        return ["path", *(("start_s", "end_s") if timed else ()), "label", *(f"p:{name}" for name in self.class_names)]
+
+    def rows(self, batch: list[Window], timed: bool) -> list[list]:
+        """Classify windows; return a row per window.
+
+        Args:
+            batch: windows.
+            timed: whether rows say where the windows begin and end.
+        """
+        probabilities = self.predict_batch([(window.samples, window.rate_hz) for window in batch])
+        rows = []
+        for window, p in zip(batch, probabilities, strict=True):
+            times = [round(window.start_s, 3), round(window.end_s, 3)] if timed else []
+            rows.append([window.path, *times, self.class_names[int(p.argmax())], *p.tolist()])
+        return rows
+
+    def predict_batch(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
+        """Predict class probabilities of clips.
 
         Args:
             waveforms: ((T_i,) float32, sample rate in Hz) of each clip.
@@ -61,84 +130,22 @@ class Predictor:
         Returns:
             (n, C) float64, rows sum to 1.
         """
-        return self.mixture(self.members(waveforms))
+        return self.mixture(self.member_probabilities(waveforms))
 
-    @staticmethod
-    def resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
-        """(T,) samples at another rate, as the waveform store has them."""
-        return samples if own_hz == rate_hz else soxr.resample(samples, own_hz, rate_hz, quality="HQ")
-
-    def members(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
-        """What each member says: (M, n, C) float32."""
+    def member_probabilities(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
+        """Return each member's (M, n, C) float32 probabilities of clips, as `predict_batch` takes them."""
         p = np.empty((len(self.classifiers), len(waveforms), len(self.class_names)), dtype=np.float32)
         for rate_hz in sorted({c.sample_rate_hz for c in self.classifiers}):
             numbers = [i for i, c in enumerate(self.classifiers) if c.sample_rate_hz == rate_hz]
-            clips = [self.resampled(x, own, rate_hz) for x, own in waveforms]
+            clips = [resampled(x, own_hz, rate_hz) for x, own_hz in waveforms]
             offsets = np.cumsum([0, *map(len, clips)])
             store = WaveformStore(np.concatenate(clips).astype(np.float32, copy=False), offsets, rate_hz, Path())
             alike = [self.classifiers[i] for i in numbers]
             rows, size = np.arange(len(clips)), max(1, len(clips))
-            p[numbers] = predict_together(alike, store, rows, batch_size=size, at_once=devices.at_once())
+            p[numbers] = predict_together(alike, store, rows, batch_size=size, threads=devices.side_by_side())
         return p
 
 
-def describe(mixture: Mixture, run_ids: list[str], class_names: tuple[str, ...]) -> str:
-    """The text of `FILE`."""
-    described = {
-        "members": [{"run": run, "recipe": recipe} for run, recipe in zip(run_ids, mixture.recipes, strict=True)],
-        "combine": mixture.combine,
-        "weights": mixture.weights,
-        "temperature": mixture.temperature,
-        "class_names": list(class_names),
-    }
-    return json.dumps(described, indent=2)
-
-
-def load_predictor(tracker: Tracker, model: str) -> Predictor:
-    """The predictor of a tracked run.
-
-    Args:
-        tracker: where it is tracked.
-        model: id of an ensemble's or a training run; "latest", the newest ensemble; or a registered model, NAME (its
-            newest version), NAME@ALIAS or NAME/VERSION.
-
-    Raises:
-        RunError: there is no such run, or it cannot predict.
-    """
-    if model == "latest":
-        run = tracker.latest("ensemble")
-    else:
-        run = tracker.get(model) or tracker.get(tracker.registered_run(model) or model)
-    if run is None and model == "latest":
-        raise RunError(f"model=latest: no ensemble in tracking.uri={tracker.shown_uri}; make one with ensemble.py")
-    if run is None:
-        raise RunError(f"model={model}: neither a run nor a registered model in tracking.uri={tracker.shown_uri}")
-    kind = run.tags.get("kind")
-    if kind not in ("ensemble", "train"):
-        raise RunError(f"model={model} is not an ensemble or a training run but a {kind or 'run of something else'}")
-    if run.status != "FINISHED":
-        raise RunError(f"model={model} is unfinished: its status is {run.status}")
-    if kind == "train":
-        classifiers = [load_classifier(tracker, _member(tracker, run))]
-        return Predictor(run.name, run.id, tuple(classifiers), Mixture(("",), "mean", {"": 1.0}, 1.0))
-    try:
-        with tracker.artifact(run.id, FILE) as path:
-            described = json.loads(path.read_text())
-    except RunError as error:
-        raise RunError(f"{error}; make the ensemble again with ensemble.py") from None
-    classifiers = []
-    for entry in described["members"]:
-        member = tracker.get(entry["run"])
-        if member is None:
-            raise RunError(
-                f"model={run.id}: its member {entry['run']} is no longer in tracking.uri={tracker.shown_uri}"
-            )
-        classifiers.append(load_classifier(tracker, _member(tracker, member)))
-    recipes = tuple(entry["recipe"] for entry in described["members"])
-    mixture = Mixture(recipes, described["combine"], described["weights"], described["temperature"])
-    return Predictor(run.name, run.id, tuple(classifiers), mixture)
-
-
-def _member(tracker: Tracker, run: RunRecord) -> Member:
-    config = config_of(tracker, run.id)
-    return Member(run, run.tags["recipe_fingerprint"], config, config["fold"])
+def resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
+    """Return (T,) samples at another rate, as the waveform store has them."""
+    return samples if own_hz == rate_hz else soxr.resample(samples, own_hz, rate_hz, quality="HQ")

@@ -1,21 +1,22 @@
 """What all nets share."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from audio_mnist.config import Registered
 from audio_mnist.errors import ConfigError
 
 
-class Model(nn.Module):
-    """Base of every net; a subclass has a `name` and passes its input through `scaled` first.
+class Model(Registered, nn.Module):
+    """Base of every net. A subclass has a `name` and passes its input through `scaled` first.
 
     Args:
-        classes: at least 2.
+        classes: number of classes, at least 2.
         in_channels: C of the features.
         rows: F of the features.
-        input_norm: whether each row of the feature is scaled, by `RowNorm`.
+        input_norm: whether `RowNorm` scales each row of the feature.
 
     Shape: (B, C, F, N) -> (B, classes).
 
@@ -23,12 +24,7 @@ class Model(nn.Module):
         ConfigError: an argument is out of range.
     """
 
-    name: ClassVar[str]
-    registry: ClassVar[dict[str, type["Model"]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if "name" in cls.__dict__:
-            Model.registry[cls.name] = cls
+    registry: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, classes: int, in_channels: int, rows: int, *, input_norm: bool = False) -> None:
         super().__init__()
@@ -39,20 +35,22 @@ class Model(nn.Module):
 
 
 class RowNorm(nn.Module):
-    """Each row of each channel to mean 0 and sd 1, by the batch in training and by running statistics after it.
+    """Scale each row of each channel to mean 0 and sd 1: by the batch in training, by running statistics after it.
 
     Args:
         channels: C.
         rows: F.
         momentum: share of a batch in the running statistics.
-        floor: share of the rows' mean variance that is added to each, so that a
-            row that hardly ever moves, such as one of a band that the
-            recordings do not reach, is not blown up.
+        floor: share of the rows' mean variance that is added to each. It keeps a row that hardly moves small, such as
+            a band that the recordings do not reach.
 
     Shape: (B, C, F, N) -> (B, C, F, N).
 
     Source: `bn0` of Kong et al., "PANNs: large-scale pretrained audio neural
     networks", 2020. Deviations: no learnt scale and shift; the floor.
+
+    >>> RowNorm(1, 4)(torch.randn(8, 1, 4, 50) * 10).std().round()
+    tensor(1.)
     """
 
     def __init__(self, channels: int, rows: int, momentum: float = 0.1, floor: float = 0.01) -> None:
@@ -73,7 +71,7 @@ class RowNorm(nn.Module):
 
 
 class SubSpectralNorm(nn.Module):
-    """Batch normalisation of each of several bands of rows by itself.
+    """Batch normalisation of several bands of rows, each by itself.
 
     Args:
         channels: C.
@@ -86,6 +84,9 @@ class SubSpectralNorm(nn.Module):
 
     Source: Chang et al., "SubSpectral normalization for neural audio data
     processing", 2021.
+
+    >>> SubSpectralNorm(16, 5)(torch.randn(2, 16, 40, 20)).shape
+    torch.Size([2, 16, 40, 20])
     """
 
     def __init__(self, channels: int, sub_bands: int) -> None:
@@ -105,5 +106,5 @@ class SubSpectralNorm(nn.Module):
 
 
 def batch_norm(channels: int, sub_bands: int) -> nn.Module:
-    """Batch normalisation, by sub-bands where there are more than one."""
+    """Return batch normalisation, by sub-bands where there are several."""
     return SubSpectralNorm(channels, sub_bands) if sub_bands > 1 else nn.BatchNorm2d(channels)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from audio_mnist.errors import ConfigError
+from audio_mnist.config import require
 from audio_mnist.models.base import Model, batch_norm
 
 
@@ -10,7 +10,7 @@ class ResBlock(nn.Module):
     """Three pre-activated convolutions and a projected shortcut.
 
     BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1, plus a 1x1 projection of the input,
-    ReLU after the sum. The inner width is the input's.
+    then ReLU. The inner width is the input's.
 
     Shape: (B, in_channels, F, N) -> (B, out_channels, F, N).
 
@@ -42,18 +42,25 @@ class ResNet(Model):
     """The net of the original notebook, made deeper and wider by two numbers.
 
     Args:
-        depth: blocks of each stage; 1 is the original net, with exactly 83,562
-            trainable parameters at 10 classes.
-        width: multiplies the channels of every convolution.
-        dropout: before the last layer, 0 to 1.
-        sub_bands: equal parts of the rows that batch normalisation sees by
-            themselves; 1 as the original.
+        classes: number of classes.
+        in_channels: C of the features.
+        rows: F of the features.
+        depth: blocks of each stage; 1 is the original net, with exactly 83,562 trainable parameters at 10 classes.
+        width: factor on the channels of every convolution.
+        dropout: dropout before the last layer, 0 to 1.
+        sub_bands: equal parts of the rows, each normalised by itself; 1 as the original.
+        base: arguments of `Model`.
 
-    Shape: (B, C, F, N) -> (B, classes). Fewer than 8 rows or frames are
-    padded with zeros to 8, which the three poolings need.
+    Shape: (B, C, F, N) -> (B, classes). The three poolings need 8 rows and
+    frames; zeros fill up what is missing.
 
     Raises:
         ConfigError: an argument is out of range.
+
+    >>> import torch
+    >>> net = ResNet(10, 1, 40)
+    >>> net(torch.randn(2, 1, 40, 40)).shape, sum(p.numel() for p in net.parameters())
+    (torch.Size([2, 10]), 83562)
     """
 
     name = "resnet"
@@ -71,14 +78,9 @@ class ResNet(Model):
         **base,
     ) -> None:
         super().__init__(classes, in_channels, rows, **base)
-        for fine, key, got, expected in (
-            (depth >= 1, "depth", depth, "1 or more"),
-            (width >= 1, "width", width, "1 or more"),
-            (0 <= dropout < 1, "dropout", dropout, "0 or more, below 1"),
-            (sub_bands >= 1, "sub_bands", sub_bands, "1 or more"),
-        ):
-            if not fine:
-                raise ConfigError(f"model.{key}={got}: expected {expected}")
+        for key, value in (("depth", depth), ("width", width), ("sub_bands", sub_bands)):
+            require(value >= 1, f"model.{key}", value, "1 or more")
+        require(0 <= dropout < 1, "model.dropout", dropout, "0 or more, below 1")
         w = 16 * width
         self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), batch_norm(w, sub_bands), nn.MaxPool2d(2))
         self.stages = nn.Sequential(

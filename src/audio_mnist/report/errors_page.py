@@ -1,4 +1,4 @@
-"""Where an ensemble errs: tables by class, speaker and duration, and one page on which the errors can be heard."""
+"""An ensemble's errors: tables by class, speaker and duration, and one page to hear and see them."""
 
 import base64
 import html
@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import pandas as pd
@@ -17,21 +18,22 @@ from sklearn.metrics import precision_recall_fscore_support
 from audio_mnist import features
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.features import FrontEnd
-from audio_mnist.report import plots as pictures
+from audio_mnist.report import plots
 from audio_mnist.scoring.intervals import score
 
-MOST_CLIPS = 60  # of a section of the page, the worst first
+MOST_CLIPS = 60  # per section of the page, the worst first
+PAGE = Path(__file__).with_suffix(".html")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was said of some labelled clips.
+    """Predictions for some labelled clips.
 
     Attributes:
-        title: of the section.
+        title: title of the section.
         rows: (n,) manifest rows.
-        joint: (n, C) the ensemble's probabilities.
-        members: label -> (n, C), each feature's or recipe's own.
+        joint: (n, C) probabilities of the ensemble.
+        members: label -> (n, C) probabilities of each recipe.
     """
 
     title: str
@@ -41,7 +43,7 @@ class Answers:
 
 
 def per_class(truth: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Precision, recall, F1 and clips of each class, and their macro mean in the last row.
+    """Tabulate precision, recall, F1 and clips per class, and their macro mean in the last row.
 
     Args:
         truth: (n,) class numbers.
@@ -58,12 +60,15 @@ def per_class(truth: np.ndarray, predicted: np.ndarray, class_names: tuple[str, 
 
 
 def by_group(right: np.ndarray, group: np.ndarray, name: str) -> pd.DataFrame:
-    """Accuracy with Wilson's interval for each value of `group`, in its order.
+    """Tabulate accuracy with Wilson's interval for each value of `group`, sorted.
 
     Args:
         right: (n,) booleans.
         group: (n,) values; NaN and "" are left out.
         name: heading of the values.
+
+    >>> by_group(np.array([True, False, True]), np.array(["a", "a", "b"]), "speaker")["accuracy"].tolist()
+    [0.5, 1.0]
     """
     rows = []
     for value in pd.unique(pd.Series(group).sort_values()):
@@ -76,12 +81,12 @@ def by_group(right: np.ndarray, group: np.ndarray, name: str) -> pd.DataFrame:
 
 
 def duration_bins(seconds: np.ndarray) -> np.ndarray:
-    """(n,) ordered labels of about equally many clips each, at most five."""
+    """Cut (n,) durations into at most five bins of about equally many clips; return their labels."""
     return np.asarray(pd.qcut(pd.Series(seconds), 5, duplicates="drop", precision=2))
 
 
 def tables(corpus: PreparedCorpus, answers: Answers) -> dict[str, pd.DataFrame]:
-    """Heading -> table; by speaker only where speakers are known."""
+    """Return heading -> table; by speaker only where speakers are known."""
     truth, predicted = corpus.targets()[answers.rows], answers.joint.argmax(axis=1)
     clips = corpus.manifest.iloc[answers.rows]
     found = {"by class": per_class(truth, predicted, corpus.class_names)}
@@ -95,14 +100,14 @@ def tables(corpus: PreparedCorpus, answers: Answers) -> dict[str, pd.DataFrame]:
 def write(
     folder: Path, corpus: PreparedCorpus, sections: list[Answers], configs: Mapping[str, dict], title: str
 ) -> list[Path]:
-    """Writes `errors.html`, and the first section's tables as csv; returns their paths.
+    """Write `errors.html` and the first section's tables as csv; return their paths.
 
     Args:
-        folder: that they are written to.
-        corpus: that the clips are of.
-        sections: such as out of fold, and the test split.
-        configs: label -> a member's whole config, for the features that are drawn.
-        title: of the page.
+        folder: target folder.
+        corpus: corpus of the clips.
+        sections: sections of the page, such as out of fold and the test split.
+        configs: label -> a member's whole config; its feature is drawn.
+        title: title of the page.
     """
     paths = [folder / "errors.html"]
     paths[0].write_text(
@@ -115,13 +120,13 @@ def write(
 
 
 def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, FrontEnd], title: str) -> str:
-    """One self-contained HTML page: the tables, and every clip that the ensemble got wrong, to be heard and seen.
+    """Make one self-contained HTML page: the tables, and each wrong clip with its sound and features.
 
     Args:
-        corpus: that the clips are of.
-        sections: such as out of fold, and the test split.
+        corpus: corpus of the clips.
+        sections: sections of the page, such as out of fold and the test split.
         fronts: name -> front end whose feature is drawn.
-        title: of the page.
+        title: title of the page.
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for answers in sections:
@@ -137,16 +142,17 @@ def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, F
             )
         parts.append("</div>")
         if len(worst) > MOST_CLIPS:
-            parts.append(f"<p>The {MOST_CLIPS} whose true class had the least probability:</p>")
+            parts.append(f"<p>The {MOST_CLIPS} clips with the lowest probability of the true class:</p>")
         parts += [_clip(corpus, answers, number, fronts) for number in worst[:MOST_CLIPS].tolist()]
-    return PAGE.format(title=html.escape(title), body="\n".join(parts))
+    template = Template(PAGE.read_text(encoding="utf-8"))
+    return template.substitute(title=html.escape(title), body="\n".join(parts))
 
 
 def _clip(corpus: PreparedCorpus, answers: Answers, number: int, fronts: Mapping[str, FrontEnd]) -> str:
     row = int(answers.rows[number])
     clip = corpus.manifest.iloc[row]
     names, samples = corpus.class_names, np.array(corpus.store.clip(row))
-    true, said = clip["label"], names[int(answers.joint[number].argmax())]
+    true, predicted = clip["label"], names[int(answers.joint[number].argmax())]
     speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
     about = html.escape(f"{clip['clip_id']}, {clip['duration_s']:.2f} s{speaker}")
     bars = []
@@ -162,7 +168,7 @@ def _clip(corpus: PreparedCorpus, answers: Answers, number: int, fronts: Mapping
     wav = _wav(samples, corpus.store.sample_rate_hz)
     return (
         f"<section><h3>true <b class='right'>{html.escape(true)}</b>, "
-        f"predicted <b class='wrong'>{html.escape(said)}</b><small>{about}</small></h3><div class='clip'><div>"
+        f"predicted <b class='wrong'>{html.escape(predicted)}</b><small>{about}</small></h3><div class='clip'><div>"
         f"<audio controls preload='none' src='data:audio/wav;base64,{wav}'></audio>"
         f"<table>{''.join(bars)}</table></div>{drawn}</div></section>"
     )
@@ -175,12 +181,12 @@ def _wav(samples: np.ndarray, rate_hz: int) -> str:
 
 
 def _feature(samples: np.ndarray, name: str, front_end: FrontEnd) -> str:
-    """A feature before it is scaled, as an image with its axes in words."""
+    """Draw a feature before scaling, as an image with its axes in words."""
     with torch.inference_mode():
         x = front_end.transform(torch.from_numpy(samples).view(1, 1, -1))[0, 0].numpy()  # (F, N)
-    low, high = pictures.limits(x[None], front_end)
+    low, high = plots.limits(x[None], front_end)
     buffer = io.BytesIO()
-    imsave(buffer, x, format="png", origin="lower", cmap=pictures.COLOURS, vmin=low, vmax=max(high, low + 1e-6))
+    imsave(buffer, x, format="png", origin="lower", cmap=plots.COLOURS, vmin=low, vmax=max(high, low + 1e-6))
     image = base64.b64encode(buffer.getvalue()).decode()
     values = front_end.row_values()
     rows = f"{front_end.row_label} {values[0]:.0f} to {values[-1]:.0f}"
@@ -189,11 +195,11 @@ def _feature(samples: np.ndarray, name: str, front_end: FrontEnd) -> str:
 
 
 def front_ends(configs: Mapping[str, dict], rate_hz: int) -> dict[str, FrontEnd]:
-    """Label -> front end, one of each feature that was trained at this rate.
+    """Build one front end per feature that was trained at this rate.
 
     Args:
         configs: label -> a member's whole config.
-        rate_hz: of the clips that will be drawn.
+        rate_hz: sample rate of the clips.
     """
     found: dict[str, FrontEnd] = {}
     for label, config in configs.items():
@@ -201,36 +207,3 @@ def front_ends(configs: Mapping[str, dict], rate_hz: int) -> dict[str, FrontEnd]
         if same_rate and config["feature"] not in [configs[known]["feature"] for known in found]:
             found[label] = features.build(config["feature"], rate_hz)
     return found
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222 }}
-h1 {{ font-size: 1.4rem }}
-h2 {{ font-size: 1.15rem; margin-top: 2.2rem }}
-h3 {{ font-size: 1rem; font-weight: 400; margin: 0 }}
-small {{ color: #666; margin-left: 1rem }}
-b.right {{ color: #1a7f37 }}
-b.wrong {{ color: #c62828 }}
-.tables {{ display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }}
-summary {{ cursor: pointer }}
-table {{ border-collapse: collapse; margin: .4rem 0 }}
-td, th {{ padding: .15rem .6rem; text-align: right; font-weight: 400 }}
-th:first-child, td:first-child {{ text-align: left }}
-thead th {{ border-bottom: 1px solid #999; font-weight: 600 }}
-section {{ border-top: 1px solid #ddd; padding: 1rem 0 }}
-.clip {{ display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center }}
-figure {{ margin: 0 }}
-figcaption {{ color: #666; font-size: .75rem }}
-.clip img {{ width: 15rem; height: 8rem; image-rendering: pixelated }}
-audio {{ width: 20rem; display: block }}
-.p {{ position: relative; display: inline-block; width: 8.5rem; margin-right: .5rem; padding: 0 .3rem;
-      text-align: left; background: #f3f3f3 }}
-.p i {{ position: absolute; inset: 0 auto 0 0; opacity: .3 }}
-.p.right i {{ background: #1a7f37 }}
-.p.wrong i {{ background: #c62828 }}
-</style></head><body>
-{body}
-</body></html>
-"""

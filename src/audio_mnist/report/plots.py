@@ -1,24 +1,71 @@
-"""Clips and features -> matplotlib figures, without a display."""
+"""Arrays, clips and features -> matplotlib figures, without a display."""
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from audio_mnist.features import FrontEnd
+from audio_mnist.features import FrontEnd, title_of
+from audio_mnist.scoring.calibration import Reliability
 
 COLOURS = "magma"
 
 
+def confusion(truth: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str) -> Figure:
+    """Draw a confusion matrix with counts.
+
+    Args:
+        truth: (n,) class numbers.
+        predicted: (n,) class numbers.
+        class_names: C names.
+        title: title of the picture.
+    """
+    classes = len(class_names)
+    matrix = confusion_matrix(truth, predicted, labels=np.arange(classes))
+    side = min(20.0, 2.5 + 0.45 * classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    display = ConfusionMatrixDisplay(matrix, display_labels=class_names)
+    rotation = 0 if max(map(len, class_names)) <= 2 else 90
+    display.plot(ax=axes, cmap="Blues", include_values=classes <= 40, xticks_rotation=rotation)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    return figure
+
+
+def reliability(before: Reliability, after: Reliability, title: str) -> Figure:
+    """Draw accuracy against confidence, before and after calibration, above the number of clips per bin.
+
+    Args:
+        before: bins of the raw probabilities.
+        after: bins of the calibrated ones.
+        title: title of the picture.
+    """
+    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
+    edges = np.linspace(0, 1, len(before.count) + 1)
+    for (upper, lower), bins, name in zip(axes.T, (before, after), ("raw", "calibrated"), strict=True):
+        upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+        upper.bar(edges[:-1], bins.accuracy, np.diff(edges), align="edge", color="#9ecae1", edgecolor="white")
+        upper.plot(bins.confidence, bins.accuracy, "o", color="#08519c", markersize=4, clip_on=False)
+        upper.set(title=f"{title}, {name}: ECE {bins.error:.4f}", xlim=(0, 1), ylim=(0, 1))
+        lower.bar(edges[:-1], bins.count, np.diff(edges), align="edge", color="0.6", edgecolor="white")
+        lower.set(xlabel="confidence")
+        lower.set_yscale("symlog")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("clips")
+    return figure
+
+
 def anatomy(clip: np.ndarray, rate_hz: int, fronts: dict[str, FrontEnd], title: str) -> Figure:
-    """One clip as a waveform and, below it on the same time axis, each feature before it is scaled.
+    """Draw one clip as a waveform and, below on the same time axis, each feature before scaling.
 
     Args:
         clip: (T,) samples.
-        rate_hz: of the samples.
+        rate_hz: sample rate.
         fronts: name -> front end.
-        title: above the picture.
+        title: title of the picture.
     """
     figure = Figure(figsize=(8.0, 2.0 + 2.4 * len(fronts)), layout="constrained")
     axes = figure.subplots(1 + len(fronts), 1, sharex=True, height_ratios=[1.2, *[2.0] * len(fronts)])
@@ -30,19 +77,19 @@ def anatomy(clip: np.ndarray, rate_hz: int, fronts: dict[str, FrontEnd], title: 
         with torch.no_grad():
             x = front_end.transform(torch.from_numpy(clip).view(1, 1, -1))[0, 0].numpy()  # (F, N)
         drawn = _image(axis, x, front_end, *limits(x[None], front_end))
-        axis.set_title(name, loc="left", fontsize="medium")
+        axis.set_title(title_of(name), loc="left", fontsize="medium")
         figure.colorbar(drawn, ax=axis, label=front_end.unit, extend="both")
     axes[-1].set_xlabel("time (s)")
     return figure
 
 
 def grid(features: np.ndarray, front_end: FrontEnd, title: str) -> Figure:
-    """Features side by side, in one colour scale, as the net receives them.
+    """Draw features side by side, in one colour scale, as the net receives them.
 
     Args:
         features: (n, F, N).
-        front_end: that they are of.
-        title: above the picture.
+        front_end: front end that computed them.
+        title: title of the picture.
     """
     columns = min(4, len(features))
     rows = -(-len(features) // columns)
@@ -65,7 +112,7 @@ def grid(features: np.ndarray, front_end: FrontEnd, title: str) -> Figure:
 
 
 def durations(seconds: np.ndarray, window_s: float) -> Figure:
-    """Histogram of durations, with the window that clips are placed in."""
+    """Draw a histogram of durations, and the window that clips are placed in."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axis = figure.add_subplot()
     axis.hist(seconds, bins=min(50, max(5, len(seconds) // 10)), color="#9ecae1", edgecolor="white")
@@ -76,7 +123,11 @@ def durations(seconds: np.ndarray, window_s: float) -> Figure:
 
 
 def classes(counts: pd.DataFrame) -> Figure:
-    """Clips of each class, a bar for each split: rows are classes, columns splits."""
+    """Draw the number of clips per class.
+
+    Args:
+        counts: one row per class, one column per split.
+    """
     figure = Figure(figsize=(min(20.0, 2.5 + 0.5 * len(counts)), 3.4), layout="constrained")
     axis = figure.add_subplot()
     below = np.zeros(len(counts))
@@ -93,22 +144,25 @@ def classes(counts: pd.DataFrame) -> Figure:
 
 
 def limits(features: np.ndarray, front_end: FrontEnd) -> tuple[float, float]:
-    """Ends of the colour scale for (n, F, N): nearly all there is, without the level of the whole, coefficient 0."""
+    """Return the ends of the colour scale for (n, F, N) features: 99% of all values.
+
+    Coefficient 0, the level of the whole clip, does not count.
+    """
     shown = features[:, 1:] if front_end.row_label == "coefficient" and features.shape[1] > 1 else features
     low, high = np.percentile(shown, (0.5, 99.5))
     return float(low), float(high)
 
 
 def _image(axis: Axes, x: np.ndarray, front_end: FrontEnd, low: float, high: float):
-    """(F, N) as an image whose axes are seconds and what the rows are."""
+    """Draw (F, N) as an image; its axes are seconds and the values of the rows."""
     rows, frames = x.shape
     hop_s = front_end.hop / front_end.sample_rate_hz
     extent = (-hop_s / 2, (frames - 0.5) * hop_s, -0.5, rows - 0.5)
     drawn = axis.imshow(
         x, origin="lower", aspect="auto", interpolation="nearest", cmap=COLOURS, extent=extent, vmin=low, vmax=high
     )
-    places = np.unique(np.linspace(0, rows - 1, min(5, rows)).round().astype(int))
+    rows_shown = np.unique(np.linspace(0, rows - 1, min(5, rows)).round().astype(int))
     values = front_end.row_values()
-    axis.set_yticks(places, [f"{values[place]:.0f}" for place in places])
+    axis.set_yticks(rows_shown, [f"{values[row]:.0f}" for row in rows_shown])
     axis.set_ylabel(front_end.row_label)
     return drawn

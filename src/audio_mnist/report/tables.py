@@ -1,4 +1,4 @@
-"""Scores -> the tables that a person reads."""
+"""Scores -> tables and sentences."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from audio_mnist.features import title_of
 from audio_mnist.scoring.calibration import Reliability
 from audio_mnist.scoring.intervals import Paired, Score
 
-TITLES = {"mel": "Mel", "mfcc": "MFCC", "pcen": "PCEN", "gammatone": "Gammatone", "spectrogram": "Spectrogram"}
 ENSEMBLE = "Ensemble"
 
 
 def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """A short name for every recipe: its feature, and the settings in which others of that feature differ.
+    """Name every recipe by its feature, and by the settings that differ between recipes of that feature.
 
     Args:
         recipes: fingerprint -> config; a run's fold does not count.
+
+    >>> member_labels({key: {"feature": {"name": "mel"}, "seed": seed} for key, seed in (("a", 0), ("b", 1))})
+    {'a': 'Mel seed=0', 'b': 'Mel seed=1'}
     """
     flat = {key: _flatten(value) for key, value in recipes.items()}
     labels = {}
@@ -29,17 +32,16 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         differing = sorted(
             k for k in own if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
         )
-        title = TITLES.get(own["feature.name"], own["feature.name"])
-        labels[key] = " ".join([title, *(f"{k}={own[k]}" for k in differing)])
+        labels[key] = " ".join([title_of(own["feature.name"]), *(f"{k}={own[k]}" for k in differing)])
     return labels
 
 
 def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[int]) -> Table:
-    """Accuracy by fold.
+    """Tabulate accuracies by fold.
 
     Args:
         rows: label -> fold number -> accuracy, or a word where there is none.
-        folds: fold numbers shown, in order.
+        folds: fold numbers to show, in order.
     """
     table = Table()
     table.add_column("")
@@ -54,20 +56,24 @@ def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[in
 
 
 def fold_caption(clips: int, scored: int, count: int) -> str:
-    """What stands under a fold table."""
+    """Describe a fold table in one line."""
     folds = f"{count} folds" if scored == count else f"{scored} of {count} folds"
     return f"Accuracy on each scored fold; n = {clips} clips in {folds}"
 
 
 def mean_sd(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation over folds."""
+    """Format the mean and sample standard deviation over folds.
+
+    >>> mean_sd([0.9, 1.0])
+    '0.9500 ± 0.0707'
+    """
     if not values:
         return "-"
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def score_table(rows: Mapping[str, Score]) -> Table:
-    """Accuracy with its interval and n, and the speakers that the interval resamples."""
+    """Tabulate accuracies with interval and n, and the number of speakers that the interval resamples."""
     table = Table()
     grouped = any(s.speakers for s in rows.values())
     for name in ("", "accuracy", "95% interval", "n", *(["speakers"] if grouped else [])):
@@ -80,25 +86,25 @@ def score_table(rows: Mapping[str, Score]) -> Table:
 
 
 def paired_line(first: str, second: str, result: Paired) -> str:
-    """The comparison of two classifiers on the same clips, as one sentence."""
+    """Describe the comparison of two classifiers on the same clips in one sentence."""
     test = f"permutation test over {result.speakers} speakers" if result.speakers else "exact McNemar"
     return (
-        f"{first} less {second}, paired on {result.n} clips: {100 * result.difference:+.2f} points "
-        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}); right alone: "
+        f"{first} minus {second}, paired on {result.n} clips: {100 * result.difference:+.2f} points "
+        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}); only one right: "
         f"{first} {result.only_first}, {second} {result.only_second}; {test} p = {result.p_value:.2g}"
     )
 
 
 def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:
-    """What temperature scaling did, as one sentence."""
+    """Describe the effect of temperature scaling in one sentence."""
     line = f"expected calibration error of {label}, out of fold: {before.error:.4f}"
     if temperature == 1:
         return line
-    return f"{line}, after temperature scaling {after.error:.4f} (T = {temperature:.2f}; each fold by the others)"
+    return f"{line}, after temperature scaling {after.error:.4f} (T = {temperature:.2f}, cross-fitted)"
 
 
 def render(*parts: Table | str) -> str:
-    """Plain text, as wide as it needs to be."""
+    """Render tables and lines as plain text, as wide as they need."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=100_000, color_system=None)  # tables are as wide as their content
     for part in parts:

@@ -1,11 +1,11 @@
-"""Right and wrong answers -> accuracies, intervals and paired comparisons. Pure numpy."""
+"""Right and wrong answers -> accuracies, intervals and paired comparisons. Pure numpy and scipy."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, permutation_test
 
-RESAMPLES = 9999  # of speakers
+RESAMPLES = 9999  # draws of a bootstrap or a permutation test
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Score:
     Attributes:
         accuracy: share of right answers.
         low: lower end of the interval.
-        high: upper end.
-        n: clips.
-        speakers: that were resampled; 0 where clips count as independent.
+        high: upper end of the interval.
+        n: number of clips.
+        speakers: number of speakers that were resampled; 0 where clips count as independent.
     """
 
     accuracy: float
@@ -28,16 +28,21 @@ class Score:
 
 
 def score(correct: np.ndarray, speakers: np.ndarray | None = None) -> Score:
-    """Accuracy of (n,) booleans, n at least 1.
+    """Score (n,) booleans, n at least 1.
 
     The interval is Wilson's (1927), which takes clips as independent. Where
-    speakers are given and there are two at least, they are resampled instead
-    (percentile bootstrap), and the interval is never narrower than Wilson's: the
-    answers to one speaker's clips are alike, and the score is to hold for others.
+    there are at least two speakers, they are resampled instead (percentile
+    bootstrap): the answers to one speaker's clips are alike, and the score
+    should hold for other speakers. That interval is never narrower than
+    Wilson's.
 
     Args:
         correct: right answers.
         speakers: (n,) names, None where clips are independent.
+
+    >>> result = score(np.array([True] * 9 + [False]))
+    >>> result.accuracy, round(result.low, 4), round(result.high, 4)
+    (0.9, 0.5958, 0.9821)
     """
     right, n = int(np.sum(correct)), len(correct)
     interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
@@ -53,14 +58,14 @@ class Paired:
     """Two classifiers on the same clips.
 
     Attributes:
-        difference: accuracy of the first less that of the second.
+        difference: accuracy of the first minus that of the second.
         low: lower end of its 95% interval.
-        high: upper end.
+        high: upper end of its 95% interval.
         p_value: two-sided.
-        only_first: clips that the first alone got right.
-        only_second: clips that the second alone got right.
-        n: clips.
-        speakers: that were resampled; 0 where clips count as independent.
+        only_first: number of clips that only the first got right.
+        only_second: number of clips that only the second got right.
+        n: number of clips.
+        speakers: number of speakers that were resampled; 0 where clips count as independent.
     """
 
     difference: float
@@ -74,22 +79,26 @@ class Paired:
 
 
 def compare(first: np.ndarray, second: np.ndarray, speakers: np.ndarray | None = None) -> Paired:
-    """Paired comparison of two (n,) boolean vectors of right answers.
+    """Compare two (n,) boolean vectors of right answers, clip by clip.
 
-    Clips alone: adjusted Wald interval (Agresti and Min, 2005), exact McNemar
-    test. With speakers: they are resampled (percentile bootstrap, never narrower
-    than the former), and the test exchanges the two classifiers for whole
-    speakers (permutation test).
+    Without speakers: adjusted Wald interval (Agresti and Min, 2005) and exact
+    McNemar test. With speakers: these are resampled (percentile bootstrap, never
+    narrower than the former), and the test exchanges the two classifiers for
+    whole speakers (permutation test).
 
     Args:
-        first: right answers of the one.
-        second: right answers of the other.
+        first: right answers of the first classifier.
+        second: right answers of the second classifier.
         speakers: (n,) names, None where clips are independent.
+
+    >>> result = compare(np.array([True] * 8 + [False] * 2), np.array([True] * 4 + [False] * 6))
+    >>> result.difference, result.only_first, result.p_value
+    (0.4, 4, 0.125)
     """
     n = len(first)
     b, c = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     p_value = binomtest(b, b + c).pvalue if b + c else 1.0
-    # Agresti and Min: half a clip is added to each of the four cells
+    # Agresti and Min add half a clip to each of the four cells
     b_, c_, n_ = b + 0.5, c + 0.5, n + 2
     centre = (b_ - c_) / n_
     reach = norm.ppf(0.975) * np.sqrt((b_ + c_) - (b_ - c_) ** 2 / n_) / n_
@@ -109,7 +118,7 @@ def compare(first: np.ndarray, second: np.ndarray, speakers: np.ndarray | None =
 
 
 def _by_speaker(values: np.ndarray, speakers: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of `values` and number of clips of each speaker; empty where there is one at most."""
+    """Return each speaker's sum of `values` and number of clips; empty for fewer than two speakers."""
     if speakers is None:
         return np.empty(0), np.empty(0)
     names, which = np.unique(speakers, return_inverse=True)
@@ -119,7 +128,7 @@ def _by_speaker(values: np.ndarray, speakers: np.ndarray | None) -> tuple[np.nda
 
 
 def _widened(low: float, high: float, sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """The interval with that of `sums` over `sizes`, speakers resampled, joined to it."""
+    """Widen an interval to include the bootstrap interval of `sums` over `sizes`, with speakers resampled."""
     resampled = bootstrap(
         (sums, sizes),
         lambda s, z, axis: s.sum(axis=axis) / z.sum(axis=axis),
@@ -135,12 +144,15 @@ def _widened(low: float, high: float, sums: np.ndarray, sizes: np.ndarray) -> tu
 def mean_difference(
     first: np.ndarray, second: np.ndarray, speakers: np.ndarray | None = None
 ) -> tuple[float, float, float]:
-    """Mean of `first` less `second`, paired, with its 95% interval (percentile bootstrap).
+    """Return the mean of `first` minus `second`, paired, with its 95% interval (percentile bootstrap).
 
     Args:
-        first: (n,) values of the one, as log loss.
-        second: (n,) of the other.
-        speakers: (n,) names, which are then resampled; None: the clips are.
+        first: (n,) values of the first, such as log losses.
+        second: (n,) values of the second.
+        speakers: (n,) names of the speakers to resample; None resamples clips.
+
+    >>> mean_difference(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
+    (1.0, 1.0, 1.0)
     """
     groups = np.arange(len(first)) if speakers is None else speakers
     sums, sizes = _by_speaker(first - second, groups)

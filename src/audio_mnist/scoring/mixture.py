@@ -1,4 +1,4 @@
-"""Member probabilities -> combined probabilities. Pure numpy."""
+"""Members' probabilities -> combined probabilities. Pure numpy and scipy."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,16 @@ from audio_mnist.scoring.calibration import tempered
 
 @dataclass(frozen=True)
 class Mixture:
-    """How an ensemble makes one answer of its members', for clips that none of them was trained on.
+    """How an ensemble joins its members' answers, for clips that none of them was trained on.
 
     Attributes:
-        recipes: of each member; runs that differ in nothing but the fold share one.
+        recipes: recipe of each member; runs that differ only in the fold share one.
         combine: "mean", "logit_mean", "vote" or "stack".
-        weights: of each recipe; all the same but with "stack".
-        temperature: that the combined probabilities are divided by, 1 for none.
+        weights: weight of each recipe; they differ only with "stack".
+        temperature: temperature of the combined probabilities, 1 for none.
+
+    >>> Mixture(("mel", "mfcc"), "mean", {"mel": 0.5, "mfcc": 0.5}, 1.0)(np.array([[[0.8, 0.2]], [[0.6, 0.4]]]))
+    array([[0.7, 0.3]])
     """
 
     recipes: tuple[str, ...]
@@ -26,7 +29,7 @@ class Mixture:
     temperature: float
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """(M, n, C), a member each -> (n, C) float64, rows sum to 1."""
+        """Join (M, n, C) probabilities of M members into (n, C) float64; rows sum to 1."""
         if self.combine == "stack":
             of_member = np.array(self.recipes)
             means = [combine(probabilities[of_member == recipe], "mean") for recipe in self.weights]
@@ -37,19 +40,21 @@ class Mixture:
 
 
 def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
-    """Joins members' class probabilities.
+    """Join members' class probabilities.
 
     Args:
         probabilities: (M, n, C), M members, rows sum to 1.
-        how: "mean" of probabilities; "logit_mean", the normalised geometric
-            mean; "vote", the share of members whose first choice a class is,
-            ties broken by the mean probability.
+        how: "mean" of probabilities; "logit_mean", the normalised geometric mean; "vote", the share of members whose
+            first choice a class is, with ties broken by the mean probability.
 
     Returns:
         (n, C) float64, rows sum to 1.
 
     Raises:
         ValueError: `how` is none of these.
+
+    >>> combine(np.array([[[0.9, 0.1]], [[0.5, 0.5]]]), "mean")
+    array([[0.7, 0.3]])
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     mean = probabilities.mean(axis=0)
@@ -60,14 +65,14 @@ def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
     if how == "vote":
         classes = probabilities.shape[2]
         votes = np.eye(classes)[probabilities.argmax(axis=2)].mean(axis=0)
-        # less than half a vote in all, so that it only decides between equals
+        # less than half a vote in all, so it only decides ties
         broken = votes + mean / (2 * len(probabilities))
         return broken / broken.sum(axis=1, keepdims=True)
     raise ValueError(f"combine={how}: expected mean, logit_mean or vote")
 
 
 def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights of least log loss of the weighted mean, none negative, sum 1.
+    """Find the weights of least log loss of the weighted mean; none is negative, their sum is 1.
 
     Args:
         probabilities: (M, n, C) of clips that the members did not train on.
@@ -77,6 +82,10 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
         (M,) float64.
 
     Source: the convex case of Breiman, "Stacked regressions", 1996.
+
+    >>> right, wrong = np.array([[0.9, 0.1]] * 3), np.array([[0.1, 0.9]] * 3)
+    >>> fit_weights(np.stack([right, wrong]), np.array([0, 0, 0])).round(3)
+    array([1., 0.])
     """
     members = len(probabilities)
     of_truth = np.asarray(probabilities, dtype=np.float64)[:, np.arange(len(targets)), targets]  # (M, n)
@@ -99,15 +108,18 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
-    """(n, C) weighted means, those of each fold at the weights that the other folds' clips give.
+    """Weigh members with weights that were fitted on the other folds; return (n, C) means.
 
-    A clip's label has no part in the weights that it is scored with. With clips
-    of one fold alone the members weigh the same.
+    A clip's label has no part in the weights that it is scored with. Where all
+    clips are of one fold the members weigh the same.
 
     Args:
         probabilities: (M, n, C), each clip by members that did not train on it.
         targets: (n,) class numbers.
         fold_of: (n,) fold numbers.
+
+    >>> stack(np.full((2, 4, 2), 0.5), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])).shape
+    (4, 2)
     """
     combined = combine(probabilities, "mean")
     for fold in np.unique(fold_of):

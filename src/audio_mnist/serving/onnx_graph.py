@@ -1,4 +1,4 @@
-"""A predictor as one ONNX graph: windows of sound in, probabilities out, nothing of this package needed to run it."""
+"""A predictor as one ONNX graph: windows of sound in, probabilities out. It runs without this package."""
 
 import contextlib
 import json
@@ -19,17 +19,17 @@ from audio_mnist.training.classifier import Classifier
 
 METADATA = "audio_mnist"  # key of the graph's metadata: JSON with class_names and windows
 OPSET = 20
-_LEAST = 1e-12  # probability, as in ensembling and calibration
+_LEAST = 1e-12  # least probability, as in scoring.mixture and scoring.calibration
 
 
 class Window(NamedTuple):
     """One input of the graph: a clip, resampled and placed.
 
     Attributes:
-        name: of the input.
-        sample_rate_hz: that the clip is resampled to.
+        name: name of the input.
+        sample_rate_hz: rate that the clip is resampled to.
         samples: T of the window.
-        place: share of the slack before the clip, or cut from its start: `WaveformStore.gather`.
+        place: share of the slack before the clip, or cut from its start: `placement` of `WaveformStore.gather`.
     """
 
     name: str
@@ -39,15 +39,16 @@ class Window(NamedTuple):
 
 
 class Graph(nn.Module):
-    """What a predictor computes of placed windows, in one module.
+    """Everything that a predictor computes of placed windows, in one module.
 
     Args:
-        predictor: its members and their mixture.
+        predictor: members and their mixture.
 
-    Shape: a (B, T) window for each of `windows` -> probabilities (B, C) and what each member says, (M, B, C).
+    Shape: a (B, T) window for each of `windows` -> probabilities (B, C), and each
+    member's own (M, B, C).
 
-    Source: `classifier.predict_together` and `ensembling.Mixture`, whose results
-    these are to 1e-5 (float32 where they have float64).
+    Source: `classifier.predict_together` and `mixture.Mixture`. The results are
+    equal to 1e-5: they use float64 where this uses float32.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -56,11 +57,11 @@ class Graph(nn.Module):
         self.members = nn.ModuleList(c.net for c in predictor.classifiers)
         self.windows: list[Window] = []
         self.front_ends, self.resamplers = nn.ModuleList(), nn.ModuleList()
-        self.steps: list[tuple[list[int], int]] = []  # of each front end: the windows that it hears, and their length
-        self.step_of: list[int] = []  # of each member
+        self.steps: list[tuple[list[int], int]] = []  # per front end: its windows and their length
+        self.step_of: list[int] = []  # per member
         known: dict[str, int] = {}
         for classifier in predictor.classifiers:
-            key = classifier.heard_as
+            key = classifier.input_key
             if key not in known:
                 known[key] = len(self.steps)
                 self._add(classifier)
@@ -69,32 +70,32 @@ class Graph(nn.Module):
     def _add(self, classifier: Classifier) -> None:
         rate_hz, length = classifier.sample_rate_hz, classifier.clip_samples
         inputs = []
-        for share in classifier.places:
+        for share in classifier.view_placements:
             window = Window(f"waveform_{rate_hz}hz_{length}_{share:.4f}", rate_hz, length, share)
             if window not in self.windows:
                 self.windows.append(window)
             inputs.append(self.windows.index(window))
         self.steps.append((inputs, length))
         self.front_ends.append(classifier.front_end())
-        self.resamplers.append(nn.ModuleList(classifier.resamplers()))
+        self.resamplers.append(classifier.resamplers())
 
     def forward(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
-        heard = []  # of each step: features of all views, one after another in the batch
+        computed = []  # per step: number of views, and their features, one after another in the batch
         for (inputs, length), front_end, resamplers in zip(self.steps, self.front_ends, self.resamplers, strict=True):
             changes = cast(nn.ModuleList, resamplers)
             views = [middle(change(windows[number].unsqueeze(1)), length) for number in inputs for change in changes]
-            heard.append((len(views), front_end(torch.cat(views))))
-        said = []
+            computed.append((len(views), front_end(torch.cat(views))))
+        answers = []
         for member, step in zip(self.members, self.step_of, strict=True):
-            times, x = heard[step]
+            times, x = computed[step]
             p = member(x).softmax(dim=1)  # (times * B, C)
-            said.append(p.reshape(times, -1, p.shape[1]).mean(dim=0))
-        members = torch.stack(said)  # (M, B, C)
+            answers.append(p.reshape(times, -1, p.shape[1]).mean(dim=0))
+        members = torch.stack(answers)  # (M, B, C)
         return _mixed(self.mixture, members), members
 
 
 def _mixed(mixture: Mixture, members: Tensor) -> Tensor:
-    """(M, B, C) -> (B, C), as `Mixture`."""
+    """Join (M, B, C) probabilities into (B, C), as `Mixture` does."""
     mean = members.mean(dim=0)
     if mixture.combine == "stack":
         counts = {recipe: mixture.recipes.count(recipe) for recipe in mixture.weights}
@@ -114,14 +115,14 @@ def _mixed(mixture: Mixture, members: Tensor) -> Tensor:
 
 
 def export(predictor: Predictor, path: Path) -> None:
-    """Writes a predictor as one ONNX file, any number of clips at a time.
+    """Write a predictor as one ONNX file, for any number of clips at a time.
 
-    Its inputs are the windows that the metadata `audio_mnist` describes, its
-    outputs `probabilities` (B, C) and `members` (M, B, C).
+    The metadata `audio_mnist` describes its inputs, the windows. Its outputs are
+    `probabilities` (B, C) and `members` (M, B, C).
 
     Args:
-        predictor: whose members are on the CPU.
-        path: of the file.
+        predictor: members, on the CPU, and their mixture.
+        path: the file.
 
     Raises:
         ConfigError: the packages that write ONNX are not installed.
@@ -153,7 +154,7 @@ def export(predictor: Predictor, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's talk of its own workings."""
+    """Silence the exporter's messages about itself."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

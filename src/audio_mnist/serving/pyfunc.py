@@ -1,9 +1,9 @@
-"""What an MLflow server runs for a registered ensemble: this file and an ONNX graph, nothing else of this package.
+"""What an MLflow server runs for a registered ensemble: this file and an ONNX graph.
 
-`mlflow models serve` copies it with the model, so it imports nothing of
-audio_mnist. A request has a row a clip: `waveform`, samples of one channel from
--1 to 1, and `sample_rate_hz`. The answer has a row a clip: `label` and a
-probability `p:CLASS` a class.
+`mlflow models serve` copies this file with the model, so it imports nothing of
+audio_mnist. A request has one row per clip: `waveform`, samples of one channel
+from -1 to 1, and `sample_rate_hz`. The answer has one row per clip: `label`, and
+a probability `p:CLASS` per class.
 """
 
 import json
@@ -18,16 +18,16 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-MAX_CLIPS = 1024  # of one request
-MAX_CLIP_S = 60.0  # as data.max_clip_s has it
-RATES_HZ = (1000, 384_000)  # sample rates that are taken
+MAX_CLIPS = 1024  # per request
+MAX_CLIP_S = 60.0  # default of data.max_clip_s
+RATES_HZ = (1000, 384_000)  # least and greatest sample rate
 
 
 class AudioClassifier(PythonModel):
     """An ensemble's ONNX graph behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        """Opens the graph, one thread, as in training."""
+        """Open the graph with one thread, as in training."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         path = context.artifacts["graph"]
@@ -36,18 +36,18 @@ class AudioClassifier(PythonModel):
         self._classes, self._windows = described["class_names"], described["windows"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Label and probabilities of each clip.
+        """Classify clips.
 
         Args:
             context: MLflow's, not used.
-            model_input: columns waveform and sample_rate_hz, a row a clip.
-            params: none are known.
+            model_input: columns waveform and sample_rate_hz, one row per clip.
+            params: not used.
 
         Returns:
-            Columns label and `p:CLASS`, a row a clip.
+            Columns label and `p:CLASS`, one row per clip.
 
         Raises:
-            MlflowException: a clip cannot be used; a server answers 400 with the reason.
+            MlflowException: a clip cannot be used. A server answers 400 with the reason.
         """
         clips = _checked(model_input)
         windows = {}
@@ -71,7 +71,7 @@ def _checked(rows: pd.DataFrame) -> list[tuple[np.ndarray, int]]:
         if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
             raise _refused(f"clip {number}: sample_rate_hz={rate_hz}, expected {RATES_HZ[0]} to {RATES_HZ[1]}")
         try:
-            with np.errstate(over="ignore"):  # infinite then, and refused below
+            with np.errstate(over="ignore"):  # infinite values are refused below
                 samples = np.asarray(waveform, dtype=np.float32)
         except (TypeError, ValueError):
             raise _refused(f"clip {number}: waveform is not a list of numbers") from None
@@ -97,7 +97,7 @@ def _resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
 
 
 def _placed(samples: np.ndarray, length: int, place: float) -> np.ndarray:
-    """(length,) the clip among zeros or, where it is longer, a window of it: as `WaveformStore.gather`."""
+    """Place a clip in a window of `length` samples, as `WaveformStore.gather` does."""
     slack = length - len(samples)
     shift = int(np.rint(abs(slack) * place))
     if slack < 0:

@@ -1,55 +1,57 @@
-"""The runs of a sweep before they are begun: their overrides, their configs, what tells them apart."""
+"""The runs of a sweep before they start: their overrides, their configs, their jobs, all checked."""
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from audio_mnist.config import fingerprint, recipe
+from audio_mnist.config import fingerprint
+from audio_mnist.data.folds import Folds, assign_folds
+from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.tracking.uri import without_password
+from audio_mnist.training import job as jobs
+from audio_mnist.training.job import Job
 
 
-@dataclass(frozen=True)
-class Job:
-    """One planned run.
+class PlannedJob(NamedTuple):
+    """One run of a sweep.
 
     Attributes:
-        overrides: as they are typed.
-        config_fingerprint: of its recipe.
-        recipe_fingerprint: of its recipe but for the fold.
-        recipe: `config.recipe`.
-        fold: that it scores.
-        variant: name of its `conf/variant/`.
-        key: `resuming.job_key`.
+        overrides: its overrides as they are typed, without passwords.
+        job: the run.
     """
 
     overrides: str
-    config_fingerprint: str
-    recipe_fingerprint: str
-    recipe: dict[str, Any]
-    fold: int
-    variant: str
-    key: str
+    job: Job
+
+    @property
+    def variant(self) -> str:
+        """Name of its `conf/variant/`."""
+        return self.job.settings["variant"]
 
 
 def given_overrides(config: DictConfig) -> list[str]:
-    """The overrides of a command as they were typed, the values of variables left out."""
+    """Return the overrides of a command as they were typed, without the values of variables."""
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     assert isinstance(given, list)
     return [str(one) for one in given]
 
 
 def overrides_of(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, as Hydra's basic sweeper deals them out.
+    """Return the overrides of every job, as Hydra's basic sweeper deals them out.
 
     Raises:
         AudioMnistError: another sweeper is chosen.
     """
     sweeper = config.hydra.sweeper["_target_"]
     if not sweeper.endswith(".BasicSweeper"):
-        raise AudioMnistError(f"hydra/sweeper is {sweeper}: only hydra/sweeper=basic says its runs before they start")
+        raise AudioMnistError(
+            f"hydra/sweeper is {sweeper}: expected hydra/sweeper=basic, the only one that names its runs before they "
+            "start"
+        )
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -58,8 +60,11 @@ def overrides_of(config: DictConfig) -> list[list[str]]:
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
 
 
-def compose_all(config_name: str, jobs: list[list[str]]) -> Iterator[DictConfig]:
-    """The configs of all jobs. Those that differ in nothing but the fold are composed once: it takes a tenth second.
+def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictConfig]:
+    """Compose the configs of all jobs.
+
+    Composing takes a tenth of a second, so jobs that differ only in the fold
+    share it.
 
     Raises:
         AudioMnistError: Hydra cannot compose one of them.
@@ -70,9 +75,9 @@ def compose_all(config_name: str, jobs: list[list[str]]) -> Iterator[DictConfig]
 
     composed: dict[tuple[str, ...], DictConfig] = {}
     try:
-        for overrides in jobs:
-            folds = [override for override in overrides if override.startswith("fold=")]
-            others = tuple(override for override in overrides if override not in folds)
+        for own in overrides:
+            folds = [override for override in own if override.startswith("fold=")]
+            others = tuple(override for override in own if override not in folds)
             if others not in composed:
                 composed[others] = compose(config_name, list(others))
             cfg = copy.deepcopy(composed[others])
@@ -83,15 +88,99 @@ def compose_all(config_name: str, jobs: list[list[str]]) -> Iterator[DictConfig]
         raise AudioMnistError(str(error)) from None
 
 
-def plan(overrides: str, config: dict[str, Any], key: str) -> Job:
-    """A run of these overrides, of this whole config, and of `resuming.job_key`."""
-    own = recipe(config)
-    return Job(
-        overrides,
-        fingerprint(own),
-        fingerprint({k: v for k, v in own.items() if k != "fold"}),
-        own,
-        own["fold"],
-        config["variant"],
-        key,
-    )
+def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
+    """Plan every job of a sweep; each corpus is prepared once, and its folds are cut once.
+
+    Raises:
+        AudioMnistError: a job cannot run.
+    """
+    overrides = overrides_of(config)
+    prepare_once = _remembering(prepare)
+    cut: dict[str, Folds] = {}
+
+    def assign_once(manifest: pd.DataFrame, **settings: Any) -> Folds:
+        key = fingerprint([id(manifest), settings])
+        if key not in cut:
+            cut[key] = assign_folds(manifest, **settings)
+        return cut[key]
+
+    planned = []
+    for own, cfg in zip(overrides, compose_all(config_name, overrides), strict=True):
+        job = jobs.plan(cfg, prepare=prepare_once, assign=assign_once)
+        devices = job.settings["trainer"]["devices"]
+        if devices > 1:
+            raise AudioMnistError(
+                f"trainer.devices={devices} in a sweep: a run on several devices starts its own processes; "
+                "train it without -m"
+            )
+        planned.append(PlannedJob(" ".join(map(without_password, own)), job))
+    return planned
+
+
+def _remembering(prepare: Callable[[dict[str, Any]], PreparedCorpus]) -> Callable[[dict[str, Any]], PreparedCorpus]:
+    known: dict[str, PreparedCorpus] = {}
+
+    def prepare_once(data: dict[str, Any]) -> PreparedCorpus:
+        key = fingerprint(data)
+        if key not in known:
+            known[key] = prepare(data)
+        return known[key]
+
+    return prepare_once
+
+
+def check_parts(planned: Sequence[PlannedJob]) -> None:
+    """Find out whether the parts of every job fit together, each combination once.
+
+    Raises:
+        AudioMnistError: settings are wrong, or parts do not fit.
+    """
+    from audio_mnist.training import dry_run
+
+    checked = set()
+    for _, job in planned:
+        parts = fingerprint([job.settings[key] for key in ("data", "feature", "augment", "model")])
+        if parts not in checked:
+            dry_run.check(job.settings, job.corpus)
+            checked.add(parts)
+
+
+def check_distinct(planned: Sequence[PlannedJob]) -> None:
+    """Refuse two jobs that are one run.
+
+    Two variants may be one run for a feature: one sets what that feature has by
+    default. It is then trained once, where finished runs are kept.
+
+    Raises:
+        AudioMnistError: names the two jobs.
+    """
+    seen: dict[tuple[str, str], int] = {}
+    for number, one in enumerate(planned):
+        identity = one.job.key, one.variant if one.job.resumable else ""
+        if identity in seen:
+            raise AudioMnistError(
+                f"jobs {seen[identity]} and {number} have identical settings: {one.overrides}. Remove one. "
+                "(Paths do not count: sweep one data.root or data.manifest at a time. With resume=false or "
+                "tracking=none two variants that are the same for a feature count as identical.)"
+            )
+        seen[identity] = number
+
+
+def caption_of(planned: Sequence[PlannedJob]) -> str:
+    """Describe the sweep's table in one line."""
+    from audio_mnist.report.tables import fold_caption
+
+    counts = {job.folds.count for _, job in planned}
+    if len(counts) > 1:  # several ways to cut folds in one sweep
+        return f"Accuracy on each scored fold, of {' or '.join(map(str, sorted(counts)))} folds"
+    scored = {(job.folds.fingerprint, job.fold): len(job.split.fold) for _, job in planned}
+    return fold_caption(sum(scored.values()), len(scored), counts.pop())
+
+
+def groups_of(planned: Sequence[PlannedJob]) -> dict[str, str] | None:
+    """Return clip id -> group where all jobs cut one corpus by group, else None."""
+    corpora = {job.corpus.fingerprint for _, job in planned}
+    first = planned[0].job
+    if len(corpora) > 1 or any(job.folds.groups is None for _, job in planned) or first.folds.groups is None:
+        return None
+    return dict(zip(first.corpus.manifest["clip_id"], first.folds.groups, strict=True))

@@ -10,12 +10,14 @@ _HEAVY = 100  # modules
 
 @contextlib.contextmanager
 def quick_imports(*, first: bool = False) -> Iterator[None]:
-    """Imports without the passes of Python's collector, each over all that is imported so far, which cost a fifth more.
+    """Switch Python's garbage collector off while modules are imported.
+
+    Each of its passes looks at all that is imported so far. Together they cost
+    a fifth of the import time.
 
     Args:
-        first: nothing else was done before, so what is imported is left out of
-            later passes too. Not where hardly anything was, as in a worker's
-            second run: what the first left behind would be kept for ever.
+        first: whether the process did nothing before. Later passes then skip what is imported here. A second run of a
+            worker must not set it: the leftovers of the first would be kept for good.
     """
     before, collects = len(sys.modules), gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Paths that come from outside: of a table, of an archive. None leaves its root unless that is allowed."""
+"""Paths that come from outside, in a table or an archive. None may leave its root unless that is allowed."""
 
 import functools
 import os
@@ -10,34 +10,34 @@ from pathlib import Path
 from audio_mnist.errors import DataError
 
 
-def inside(root: Path, name: str, *, allowed: bool, said: str, key: str) -> str:
-    """A path that a table names, made absolute.
+def inside(root: Path, name: str, *, allowed: bool, source: str, key: str) -> str:
+    """Make a path from a table absolute.
 
     Args:
-        root: that relative ones start at.
-        name: as the table has it.
+        root: folder that relative paths start at.
+        name: the path as the table has it.
         allowed: whether it may lie outside `root`.
-        said: where it is said, for the message.
-        key: of the config, that allows it.
+        source: file and line, for the message.
+        key: config key that allows paths outside.
 
     Raises:
-        DataError: it lies outside, links followed, and may not; or it is no path at all.
+        DataError: the path lies outside (links followed) and may not, or is not a path.
     """
     if "\0" in name:
-        raise DataError(f"{said}: the path has a NUL character")
+        raise DataError(f"{source}: the path has a NUL character")
     try:
         path = root / (Path(name).expanduser() if allowed else Path(name))
         real, top = ("", "") if allowed else (_real(path), _real_folder(str(root)))
     except (RuntimeError, OSError, ValueError) as error:
-        raise DataError(f"{said}: {name!r} is no path ({error})") from None
+        raise DataError(f"{source}: {name!r} is not a path ({error})") from None
     if not allowed and os.path.commonpath([real, top]) != top:
-        raise DataError(f"{said}: {name} lies outside {root}; {key}=true allows that")
+        raise DataError(f"{source}: {name} lies outside {root}; {key}=true allows that")
     return str(path)
 
 
 @functools.lru_cache(4096)
 def _real_folder(folder: str) -> str:
-    """Links followed; asked once for all files of a folder, which a table of 100,000 has few of."""
+    """Follow links; once per folder, since a table of 100,000 files has few."""
     return os.path.realpath(folder)
 
 
@@ -48,16 +48,16 @@ def _real(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> None:
-    """Unpacks a zip archive, whole or not at all.
+    """Unpack a zip archive, whole or not at all.
 
     Args:
         archive: the file.
-        folder: made, and replaced where it is there.
-        max_bytes: of all its files together.
-        max_files: that it may have.
+        folder: target; replaced where it exists.
+        max_bytes: largest total size of its files.
+        max_files: largest number of files.
 
     Raises:
-        DataError: it is no zip archive, or has paths that leave the folder, links, or more than is allowed.
+        DataError: the file is not a zip archive; it holds paths that leave the folder, links, or too much.
         OSError: the folder cannot be written.
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -74,8 +74,8 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> No
             for entry in entries:
                 if stat.S_ISLNK(entry.external_attr >> 16):
                     raise DataError(f"{archive}: {entry.filename} is a link")
-                inside(partial, entry.filename, allowed=False, said=str(archive), key="nothing")
-                file.extract(entry, partial)  # which reads no more than the size that was summed above
+                inside(partial, entry.filename, allowed=False, source=str(archive), key="nothing")
+                file.extract(entry, partial)  # reads no more than the size that was summed above
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:

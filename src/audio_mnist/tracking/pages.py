@@ -12,9 +12,10 @@ _VIEW = "audio-mnist-accuracies"
 
 
 def save_view(tracker: Tracker) -> str:
-    """Saves a view of the runs table with the columns that matter; returns the end of its address.
+    """Save a view of the runs table with the columns that matter; return the end of its address.
 
-    MLflow keeps such views as tags of the experiment; one that it cannot read it leaves out.
+    MLflow keeps such views as tags of the experiment. It ignores one that it
+    cannot read.
     """
     metrics, params = ("best/accuracy", "best/loss", "oof/accuracy"), ("feature.name", "model.name", "fold")
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
@@ -30,19 +31,19 @@ def save_view(tracker: Tracker) -> str:
         "runsHiddenMode": "FIRST_20_RUNS",
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    # one version for ever: the same columns have the same text
+    # fixed times: the same columns always give the same text
     view = {"name": "accuracies", "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
     with mlflow_errors(f"tracking.uri={tracker.shown_uri}"):
         tracker.client.set_experiment_tag(tracker.experiment_id, f"mlflow.sharedViewState.{_VIEW}", json.dumps(view))
     return f"#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
 
 
-def of_run(tracker: Tracker, run_id: str) -> str:
-    """End of the address of a run's page."""
+def run_page(tracker: Tracker, run_id: str) -> str:
+    """Return the end of the address of a run's page."""
     return f"#/experiments/{tracker.experiment_id}/runs/{run_id}"
 
 
-def comparison(tracker: Tracker, run_ids: list[str]) -> str:
-    """End of the address of a page that compares runs."""
+def comparison_page(tracker: Tracker, run_ids: list[str]) -> str:
+    """Return the end of the address of a page that compares runs."""
     asked = {"runs": json.dumps(run_ids), "experiments": json.dumps([tracker.experiment_id])}
     return f"#/compare-runs?{urlencode(asked)}"

@@ -1,14 +1,13 @@
-"""A tracked run that is written to: its metrics, tags, artifacts and notes."""
+"""A run that is written to: its metrics, tags, artifacts and notes. In MLflow, or nowhere."""
 
 import contextlib
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from audio_mnist.tracking.backend import mlflow_errors
-from audio_mnist.tracking.untracked import UntrackedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,16 +16,72 @@ if TYPE_CHECKING:
 
 PREFIX = "audio_mnist."  # of this project's tags
 _NOTE = "mlflow.note.content"
-_FLUSH_S = 5.0  # metrics wait this long for company: one transaction for many
+_FLUSH_S = 5.0  # metrics wait this long, so that one transaction takes many
+_TAG_CHARACTERS = 5000  # MLflow's limit
+_METRICS = 1000  # MLflow's limit for one call
 
 
-class Run(UntrackedRun):
-    """A run that is written to. Metrics are sent in batches, at the latest when it ends.
+class Run(Protocol):
+    """A run that is written to."""
+
+    id: str
+
+    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Add one value to each metric."""
+
+    def flush(self) -> None:
+        """Send the metrics that wait."""
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag of `PREFIX`."""
+
+    def set_list(self, key: str, values: list[str]) -> None:
+        """Set a list of run ids; `list_of` reads it."""
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Copy a local file to the artifact path `name`."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """Write a text artifact."""
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Write a picture artifact."""
+
+    def note(self, markdown: str) -> None:
+        """Set the description on the run's page."""
+
+    def head_note(self, markdown: str) -> None:
+        """Put a paragraph before that description; MLflow's page shows its first lines."""
+
+    def end(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+
+
+class NullRun:
+    """A run that keeps nothing."""
+
+    id = "untracked"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Run, name):
+            raise AttributeError(name)
+        return _nothing
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Keep nothing."""
+
+
+NULL_RUN = cast(Run, NullRun())
+
+
+class MlflowRun:
+    """A run in MLflow. Metrics are sent in batches, at the latest when it ends.
 
     Args:
-        client: of the tracking store.
-        run_id: of the run.
-        logged: last step of each metric that the store has already.
+        client: client of the tracking store.
+        run_id: the run's id.
+        logged: last step of each metric that the store already has.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, logged: dict[str, int] | None = None) -> None:
@@ -36,7 +91,6 @@ class Run(UntrackedRun):
         self._sent_at = time.monotonic()
 
     def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
-        """Adds one value to each metric."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -46,20 +100,17 @@ class Run(UntrackedRun):
             self.flush()
 
     def flush(self) -> None:
-        """Sends the metrics that wait."""
         while self._waiting:
-            part, self._waiting = self._waiting[:1000], self._waiting[1000:]  # MLflow's limit for one call
+            part, self._waiting = self._waiting[:_METRICS], self._waiting[_METRICS:]
             with self._errors():
                 self._client.log_batch(self.id, metrics=part)
         self._sent_at = time.monotonic()
 
     def set_tag(self, key: str, value: str) -> None:
-        """Sets a tag of `PREFIX`, cut at MLflow's 5,000 characters."""
         with self._errors():
-            self._client.set_tag(self.id, PREFIX + key, value[:5000])
+            self._client.set_tag(self.id, PREFIX + key, value[:_TAG_CHARACTERS])
 
     def set_list(self, key: str, values: list[str]) -> None:
-        """Sets tags of `PREFIX`, KEY.0 and on, that have a hundred run ids each: `list_of`."""
         parts = [",".join(values[start : start + 100]) for start in range(0, len(values), 100)]
         with self._errors():
             before = [tag for tag in self._client.get_run(self.id).data.tags if tag.startswith(f"{PREFIX}{key}.")]
@@ -69,35 +120,29 @@ class Run(UntrackedRun):
             self.set_tag(f"{key}.{number}", part)
 
     def log_file(self, path: Path, name: str) -> None:
-        """Copies a local file to the artifact path `name`."""
         folder, _, leaf = name.rpartition("/")
         with self._errors(), tempfile.TemporaryDirectory() as temporary:
             renamed = path if path.name == leaf else shutil.copyfile(path, Path(temporary) / leaf)
             self._client.log_artifact(self.id, str(renamed), folder or None)
 
     def log_text(self, text: str, name: str) -> None:
-        """Writes a text artifact."""
         with self._errors():
             self._client.log_text(self.id, text, name)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """Writes a picture artifact."""
         with self._errors():
             self._client.log_figure(self.id, figure, name)
 
     def note(self, markdown: str) -> None:
-        """Sets the description shown on the run's page."""
         with self._errors():
             self._client.set_tag(self.id, _NOTE, markdown)
 
     def head_note(self, markdown: str) -> None:
-        """Puts a paragraph before that description, of which MLflow's page shows the first lines."""
         with self._errors():
             before = self._client.get_run(self.id).data.tags.get(_NOTE, "")
         self.note(f"{markdown}\n\n{before}".strip())
 
     def end(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED."""
         self.flush()
         with self._errors():
             self._client.set_terminated(self.id, status)
@@ -107,6 +152,10 @@ class Run(UntrackedRun):
 
 
 def list_of(tags: dict[str, str], key: str) -> list[str]:
-    """What `Run.set_list` set."""
-    parts = [tags[name] for name in sorted(tags) if name == key or name.startswith(f"{key}.")]  # once one tag had all
+    """Read what `Run.set_list` set.
+
+    >>> list_of({"taken_over.0": "a,b", "taken_over.1": "c"}, "taken_over")
+    ['a', 'b', 'c']
+    """
+    parts = [tags[name] for name in sorted(tags) if name == key or name.startswith(f"{key}.")]  # KEY: an older form
     return [value for part in parts for value in part.split(",") if value]

@@ -1,8 +1,7 @@
-"""Tracked runs. MLflow is known here, in tracked.py, database.py, registry.py and served.py alone."""
+"""Runs of one experiment: started, found, read. In MLflow, or nowhere."""
 
 import contextlib
 import getpass
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -10,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audio_mnist.config import without_password
 from audio_mnist.errors import RunError
-from audio_mnist.tracking import backend as database
+from audio_mnist.tracking import backend
 from audio_mnist.tracking.backend import mlflow_errors
-from audio_mnist.tracking.run import PREFIX, Run, list_of
-from audio_mnist.tracking.untracked import Untracked
+from audio_mnist.tracking.run import NULL_RUN, PREFIX, MlflowRun, Run
+from audio_mnist.tracking.sqlite import prepare_sqlite
+from audio_mnist.tracking.uri import without_password
 
-BEST_CHECKPOINT = "checkpoints/best.ckpt"
-FOLD_PREDICTIONS = "fold_predictions.csv"
-CONFIG = "config.yaml"
-MODEL_NAME = re.compile(r"[A-Za-z][\w.-]*")  # of a registered model
-_NAMED = re.compile(rf"(?:models:/)?(?P<name>{MODEL_NAME.pattern})(?:@(?P<alias>.+)|/(?P<version>.+))?")
+BEST_CHECKPOINT = "checkpoints/best.ckpt"  # artifact of every training run
+CONFIG = "config.yaml"  # artifact of every training run
 _PARENT = "mlflow.parentRunId"
+_PARAM_CHARACTERS = 6000  # MLflow's limit
+_PARAMS = 100  # MLflow's limit for one call
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,11 @@ class RunRecord:
 
     Attributes:
         id: MLflow's run id.
+        name: name in the runs table.
         status: RUNNING, FINISHED, FAILED or KILLED.
-        tags: those of `PREFIX`, without it.
-        metrics: last value of each.
+        parent_id: the run that it is shown under.
+        tags: tags of `PREFIX`, without the prefix.
+        metrics: last value of each metric.
     """
 
     id: str
@@ -44,35 +44,63 @@ class RunRecord:
     metrics: dict[str, float]
 
 
-def connect(uri: str | None, experiment: str) -> "Tracker | Untracked":
-    """The tracking store at `uri`; one that keeps nothing where that is None."""
-    return Untracked() if uri is None else Tracker(uri, experiment)
+class NullTracker:
+    """A tracking store that keeps nothing and finds nothing."""
+
+    experiment_id = ""
+    keeps_runs = False
+    shown_uri = "null"
+
+    def start(self, name: str, **what: Any) -> Run:
+        """Return a run that keeps nothing."""
+        return NULL_RUN
+
+    def open(self, run_id: str) -> Run:
+        """Return a run that keeps nothing."""
+        return NULL_RUN
+
+    def reopen(self, run_id: str, params: dict[str, Any], parent_id: str | None = None) -> Run:
+        """Return a run that keeps nothing."""
+        return NULL_RUN
+
+    def get(self, run_id: str) -> RunRecord | None:
+        """Return None."""
+        return None
+
+    def search(self, *, parent_id: str | None = None, **tags: str) -> list[RunRecord]:
+        """Return no run."""
+        return []
+
+    def artifact(self, run_id: str, path: str) -> contextlib.AbstractContextManager[Path]:
+        """Raise a `RunError`: nothing is kept."""
+        raise RunError(f"run {run_id}: its artifact {path} cannot be read (tracking.uri=null keeps nothing)")
 
 
 class Tracker:
     """Runs of one experiment in one tracking store.
 
     Args:
-        uri: any MLflow tracking URI. A SQLite database is created where it does
-            not exist yet, with the artifacts beside it.
-        experiment: created where it does not exist yet.
+        uri: any MLflow tracking URI. A missing SQLite database is created, with the artifacts beside it.
+        experiment: name of the experiment; created where it does not exist.
 
     Raises:
         RunError: the store cannot be reached or created.
     """
 
+    keeps_runs = True
+
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.shown_uri = uri, without_password(uri)
-        database.import_client(uri)
+        backend.import_client(uri)
         try:
-            artifacts = database.prepare_sqlite(uri) if uri.startswith("sqlite") else None
+            artifacts = prepare_sqlite(uri) if uri.startswith("sqlite") else None
             with mlflow_errors(f"tracking.uri={self.shown_uri}"):
-                self.client = database.connect(uri)
+                self.client = backend.connect(uri)
                 self.experiment_id = self._find_or_create(experiment, artifacts)
         except OSError as error:
             raise RunError(
                 f"tracking.uri={self.shown_uri}: cannot be written ({error.strerror or error}); "
-                "choose another tracking.uri or mend the folder's permissions"
+                "choose another tracking.uri or correct the folder's permissions"
             ) from None
 
     def _find_or_create(self, name: str, artifacts: str | None) -> str:
@@ -92,14 +120,14 @@ class Tracker:
 
     def start(
         self, name: str, *, kind: str, tags: dict[str, str], params: dict[str, Any], parent_id: str | None = None
-    ) -> "Run":
-        """A new RUNNING run.
+    ) -> Run:
+        """Start a run.
 
         Args:
-            name: shown in the runs table.
+            name: name in the runs table.
             kind: "sweep", "train", "ensemble" or "explore".
-            tags: without `PREFIX`.
-            params: flattened into dotted keys.
+            tags: tags without `PREFIX`.
+            params: parameters, flattened into dotted keys.
             parent_id: the run that it is shown under.
         """
         all_tags = {PREFIX + key: value for key, value in tags.items()} | {
@@ -109,7 +137,7 @@ class Tracker:
             "mlflow.source.type": "LOCAL",
         }
         if parent_id:
-            # of a type whose parents MLflow's table shows opened
+            # MLflow's table opens the parents of this run type
             all_tags |= {_PARENT: parent_id, "mlflow.runType": "evaluation"}
         commit = _git_commit()
         if commit:
@@ -117,19 +145,19 @@ class Tracker:
         with mlflow_errors(f"tracking.uri={self.shown_uri}"):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
         self._log_params(run.info.run_id, params)
-        return Run(self.client, run.info.run_id)
+        return MlflowRun(self.client, run.info.run_id)
 
-    def reopen(self, run_id: str, params: dict[str, Any], parent_id: str | None = None) -> "Run":
-        """A run that did not finish, RUNNING again; metrics that it has already are not logged twice.
+    def reopen(self, run_id: str, params: dict[str, Any], parent_id: str | None = None) -> Run:
+        """Set a run that did not finish to RUNNING again; metrics that it has are not logged twice.
 
         Args:
-            run_id: of the run.
-            params: those that it lacks are logged.
-            parent_id: the run that it is shown under from now on; None: as before.
+            run_id: the run's id.
+            params: parameters; missing ones are logged.
+            parent_id: the run that it is shown under from now on; None keeps the old one.
         """
         with mlflow_errors(f"run {run_id}"):
             run = self.client.get_run(run_id)
-            known = run.data.params  # MLflow changes none; what may differ does not change the training
+            known = run.data.params  # MLflow changes none; those that may differ do not change the training
             self._log_params(run_id, {key: value for key, value in _flatten(params) if key not in known})
             histories = {key: self.client.get_metric_history(run_id, key) for key in run.data.metrics}
             if parent_id is not None:
@@ -137,22 +165,22 @@ class Tracker:
             if PREFIX + "error" in run.data.tags:
                 self.client.delete_tag(run_id, PREFIX + "error")
             self.client.update_run(run_id, status="RUNNING")
-        return Run(self.client, run_id, {key: max(m.step for m in values) for key, values in histories.items()})
+        return MlflowRun(self.client, run_id, {key: max(m.step for m in values) for key, values in histories.items()})
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
         flat = [Param(key, value) for key, value in _flatten(params)]
         with mlflow_errors(f"run {run_id}"):
-            for start in range(0, len(flat), 100):  # MLflow's limit for one call
-                self.client.log_batch(run_id, params=flat[start : start + 100])
+            for start in range(0, len(flat), _PARAMS):
+                self.client.log_batch(run_id, params=flat[start : start + _PARAMS])
 
-    def open(self, run_id: str) -> "Run":
-        """An existing run, to log to or to end."""
-        return Run(self.client, run_id)
+    def open(self, run_id: str) -> Run:
+        """Open an existing run, to log to it or to end it."""
+        return MlflowRun(self.client, run_id)
 
     def get(self, run_id: str) -> RunRecord | None:
-        """The run of that id, None where there is none."""
+        """Return the run of that id, None where there is none."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -163,82 +191,24 @@ class Tracker:
                 return None
             raise RunError(f"tracking.uri={self.shown_uri}: {without_password(error.message)}") from None
 
-    def children(self, parent_id: str) -> list[RunRecord]:
-        """The training runs under a parent, oldest first."""
-        return self._search(f"tags.`{_PARENT}` = '{parent_id}' and tags.`{PREFIX}kind` = 'train'")
-
-    def trained(self, corpus_fingerprint: str) -> dict[str, list[RunRecord]]:
-        """The training runs of a corpus by their job, oldest first: `resuming.job_key`."""
-        found: dict[str, list[RunRecord]] = {}
-        for run in self._search(f"tags.`{PREFIX}corpus_fingerprint` = '{corpus_fingerprint}'"):
-            if run.tags.get("kind") == "train" and "job" in run.tags:
-                found.setdefault(run.tags["job"], []).append(run)
-        return found
-
-    def newest(self, job: str, place: str) -> RunRecord | None:
-        """The newest finished run of a job; else the newest of this place, whose state is here: `resuming.place`."""
-        runs = self._search(f"tags.`{PREFIX}job` = '{job}' and tags.`{PREFIX}kind` = 'train'")
-        own = [run for run in runs if run.tags.get("place", "") == place]
-        finished = [run for run in runs if run.status == "FINISHED"]
-        chosen = finished or own
-        return chosen[-1] if chosen else None
-
-    def sweep_of(self, jobs: str) -> RunRecord | None:
-        """The newest sweep of the same jobs, None where there is none."""
-        found = self._search(f"tags.`{PREFIX}jobs` = '{jobs}' and tags.`{PREFIX}kind` = 'sweep'")
-        return found[-1] if found else None
-
-    def latest_sweep(self) -> tuple[RunRecord | None, list[RunRecord], int]:
-        """The newest sweep that has finished runs; these, with those that it took over; how many newer have none."""
-        sweeps = self._search(f"tags.`{PREFIX}kind` = 'sweep'")
-        newest_first = sorted(sweeps, key=lambda sweep: sweep.tags.get("begun", ""), reverse=True)
-        for newer, parent in enumerate(newest_first):
-            ids = list_of(parent.tags, "taken_over")
-            taken = [run for run in map(self.get, ids) if run is not None]
-            own = [run for run in self.children(parent.id) if run.id not in ids]
-            finished = [run for run in taken + own if run.status == "FINISHED"]
-            if finished:
-                return parent, finished, newer
-        return None, [], len(sweeps)
-
-    def latest(self, kind: str) -> RunRecord | None:
-        """The newest finished run of a kind, None where there is none."""
-        finished = [run for run in self._search(f"tags.`{PREFIX}kind` = '{kind}'") if run.status == "FINISHED"]
-        return finished[-1] if finished else None
-
-    def registered_run(self, model: str) -> str | None:
-        """Id of the run of a registered model, None where `model` names none.
+    def search(self, *, parent_id: str | None = None, **tags: str) -> list[RunRecord]:
+        """Return the runs that have all these tags, oldest first.
 
         Args:
-            model: NAME (its newest version), NAME@ALIAS or NAME/VERSION, with or without models:/ before it.
-
-        Raises:
-            RunError: there is such a name, but no such alias or version.
+            parent_id: the run that they are shown under.
+            tags: tags without `PREFIX`, such as kind="train".
         """
-        named = _NAMED.fullmatch(model)
-        if named is None:
-            return None
-        with mlflow_errors(f"model={model}"):
-            found = self.client.search_model_versions(f"name = '{named['name']}'")
-            if not found:
-                return None
-            aliases = self.client.get_registered_model(named["name"]).aliases  # alias -> version
-        run_ids = {int(version.version): version.run_id for version in found}
-        wanted = named["version"] or str(max(run_ids))
-        if named["alias"] is not None:
-            wanted = str(aliases.get(named["alias"], "none"))
-        if wanted.isdigit() and int(wanted) in run_ids:
-            return run_ids[int(wanted)]
-        known = [str(number) for number in sorted(run_ids)] + [f"@{alias}" for alias in aliases]
-        raise RunError(f"model={model}: {named['name']} has no such version; it has {', '.join(known)}")
-
-    def _search(self, query: str) -> list[RunRecord]:
+        conditions = [f"tags.`{PREFIX}{key}` = '{value}'" for key, value in tags.items()]
+        conditions += [f"tags.`{_PARENT}` = '{parent_id}'"] if parent_id is not None else []
         found: list[RunRecord] = []
         token = None
         with mlflow_errors(f"tracking.uri={self.shown_uri}"):
             while True:
                 page = self.client.search_runs(
-                    [self.experiment_id], query, order_by=["attributes.start_time ASC"], page_token=token
+                    [self.experiment_id],
+                    " and ".join(conditions),
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
                 )
                 found += [_record(run) for run in page]
                 token = page.token
@@ -247,7 +217,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def artifact(self, run_id: str, path: str) -> Iterator[Path]:
-        """A run's artifact as a local file, for the length of the block.
+        """Provide a run's artifact as a local file for the length of the block.
 
         Raises:
             RunError: the run has no such artifact.
@@ -265,6 +235,23 @@ class Tracker:
             yield local
 
 
+AnyTracker = Tracker | NullTracker
+
+
+def connect(uri: str | None, experiment: str) -> AnyTracker:
+    """Open the tracking store at `uri`; None is one that keeps nothing."""
+    return NullTracker() if uri is None else Tracker(uri, experiment)
+
+
+def newest(runs: list[RunRecord]) -> RunRecord | None:
+    """Return the newest finished run, None where there is none.
+
+    Args:
+        runs: oldest first, as `Tracker.search` returns them.
+    """
+    return next((run for run in reversed(runs) if run.status == "FINISHED"), None)
+
+
 def _record(run: Any) -> RunRecord:
     tags = run.data.tags
     return RunRecord(
@@ -280,7 +267,7 @@ def _record(run: Any) -> RunRecord:
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [pair for key, part in value.items() for pair in _flatten(part, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), str(value)[:6000])]  # MLflow's limit
+    return [(prefix.rstrip("."), str(value)[:_PARAM_CHARACTERS])]
 
 
 def _user() -> str:
@@ -291,7 +278,7 @@ def _user() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the code, with "-dirty" where tracked files differ from it; None outside git."""
+    """Return the code's commit, with "-dirty" where tracked files differ from it; None outside git."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(

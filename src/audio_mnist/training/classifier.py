@@ -1,7 +1,8 @@
-"""The LightningModule: loss, metrics, optimiser and schedule around a net."""
+"""The LightningModule: loss, metrics, optimiser and schedule around a net; and predictions with it."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,29 +12,31 @@ import numpy as np
 import torch
 import torchaudio
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
-from audio_mnist.augment.waveform import middle
 from audio_mnist.data.store import WaveformStore
+from audio_mnist.data.windows import middle
+from audio_mnist.features import FrontEnd
 
 
 class Classifier(LightningModule):
     """A net, and all that a prediction with it needs.
 
     Hyperparameters are plain values, so `torch.load(weights_only=True)` opens a
-    checkpoint and `Classifier.load_from_checkpoint` needs nothing beside it.
+    checkpoint and `Classifier.load_from_checkpoint` needs nothing else.
 
     Args:
         model: settings of the net, `name` and its arguments.
         feature: settings of the front end, `name` and its arguments.
         class_names: C names, in the order of the logits.
-        sample_rate_hz: of the waveforms.
+        sample_rate_hz: sample rate of the waveforms.
         clip_samples: T, the window that clips are placed in.
         optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
-        views: of a clip that a prediction averages: `placements` in its window,
-            evenly spread, at each of several `speeds`. None: centred, as it is.
+        views: views of a clip that a prediction averages: `placements` in its window, evenly spread, at each of several
+            `speeds`. None: one, centred, at normal speed.
+        front_end: the built front end, where the caller has it already.
 
     Shape: features (B, channels, F, N) -> logits (B, C).
 
@@ -51,18 +54,20 @@ class Classifier(LightningModule):
         clip_samples: int,
         optimizer: dict[str, Any],
         views: dict[str, Any] | None = None,
+        front_end: FrontEnd | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["front_end"])
         views = views or {"placements": 1, "speeds": [1.0]}
         self.placements, self.speeds = int(views["placements"]), [float(speed) for speed in views["speeds"]]
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
-        front_end = features.build(feature, sample_rate_hz)
+        front_end = front_end or features.build(feature, sample_rate_hz)
         net = models.for_feature(model, front_end, len(class_names))
         self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
-        self._front_ends: dict[torch.device, features.FrontEnd] = {}  # not a submodule: no part of the checkpoint
-        self._resamplers: dict[torch.device, list[torchaudio.transforms.Resample]] = {}
+        # in tuples: not submodules, so not in the checkpoint
+        self._front_end = (front_end,)
+        self._resamplers: tuple[nn.ModuleList, ...] = ()
         self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class Classifier(LightningModule):
         self._log_epoch("selection")
 
     def _note(self, prefix: str, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Keeps one batch's sums on the device: a step neither logs nor waits for the device."""
+        """Keep one batch's sums on the device: a step neither logs nor waits for the device."""
         logits, loss = logits.detach(), loss.detach()
         if targets.ndim == 2:  # shares of each class: the largest counts
             targets = targets.argmax(dim=1)
@@ -96,7 +101,7 @@ class Classifier(LightningModule):
         self._sums.setdefault(prefix, []).append((len(targets), loss, right))
 
     def _log_epoch(self, prefix: str) -> None:
-        """Means over the clips since the last call."""
+        """Log the means over the clips since the last call."""
         batches = self._sums.pop(prefix, [])
         if not batches:
             return
@@ -109,7 +114,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self._optimizer
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
-        fused = not self.trainer.gradient_clip_val  # Lightning clips no fused optimiser's gradients under autocast
+        fused = not self.trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients
         optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
         if settings["schedule"] == "none":
             return optimizer
@@ -123,37 +128,35 @@ class Classifier(LightningModule):
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def front_end(self) -> features.FrontEnd:
-        """The feature that this net was trained on, on this module's device."""
-        if self.device not in self._front_ends:  # a prediction of many batches builds it once
-            self._front_ends[self.device] = features.build(self._feature, self.sample_rate_hz).to(self.device)
-        return self._front_ends[self.device]
+    def front_end(self) -> FrontEnd:
+        """Return the feature that this net was trained on, on this module's device."""
+        return self._front_end[0].to(self.device)
+
+    def resamplers(self) -> nn.ModuleList:
+        """Return one resampler per speed of a prediction, on this module's device."""
+        if not self._resamplers:
+            # hundredths keep the resampling ratio, and so the filter, small
+            made = [torchaudio.transforms.Resample(round(100 * speed), 100) for speed in self.speeds]
+            self._resamplers = (nn.ModuleList(made),)
+        return self._resamplers[0].to(self.device)
 
     @property
-    def heard_as(self) -> str:
-        """Equal for classifiers to which a clip becomes the same features."""
+    def input_key(self) -> str:
+        """Equal for classifiers that compute the same features of a clip."""
         return json.dumps([self._feature, self.sample_rate_hz, self.clip_samples, self.placements, self.speeds])
 
     @property
-    def places(self) -> list[float]:
-        """Where a prediction puts a clip in its window, in 0 to 1: `WaveformStore.gather`."""
+    def view_placements(self) -> list[float]:
+        """Placements of a clip in its window, 0 to 1: `WaveformStore.gather`."""
         return [(number + 0.5) / self.placements for number in range(self.placements)]
 
-    def resamplers(self) -> list[torchaudio.transforms.Resample]:
-        """One for each of the speeds that a prediction hears a clip at, on this module's device."""
-        if self.device not in self._resamplers:
-            # hundredths keep the resampling ratio, and so the filter, small
-            made = [torchaudio.transforms.Resample(round(100 * s), 100).to(self.device) for s in self.speeds]
-            self._resamplers[self.device] = made
-        return self._resamplers[self.device]
-
     def predict_clips(self, store: WaveformStore, indices: np.ndarray, *, batch_size: int = 128) -> np.ndarray:
-        """Class probabilities of stored clips, the mean over its `views`.
+        """Predict class probabilities of stored clips, the mean over the views.
 
         Args:
             store: clips at this classifier's sample rate.
             indices: (n,) clips.
-            batch_size: B, clips at a time; it changes nothing but the speed.
+            batch_size: B, clips at a time; it changes only the speed.
 
         Returns:
             (n, C) float32, rows sum to 1.
@@ -170,16 +173,16 @@ def predict_together(
     indices: np.ndarray,
     *,
     batch_size: int = 128,
-    at_once: int = 1,
+    threads: int = 1,
 ) -> np.ndarray:
-    """What several classifiers say of the same clips; those of one front end share its features.
+    """Predict the same clips with several classifiers; those of one front end share its features.
 
     Args:
-        classifiers: M of the same classes, on one device.
+        classifiers: M classifiers of the same classes, on one device.
         store: clips at their sample rate.
         indices: (n,) clips.
-        batch_size: B, clips at a time; it changes nothing but the speed.
-        at_once: batches side by side, each in a thread with torch's own threads; it changes nothing but the speed.
+        batch_size: B, clips at a time; it changes only the speed.
+        threads: batches side by side, each in a thread with torch's own threads; it changes only the speed.
 
     Returns:
         (M, n, C) float32, rows sum to 1.
@@ -187,54 +190,69 @@ def predict_together(
     Raises:
         ValueError: the store has another sample rate than a classifier.
     """
-    sharing: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for number, classifier in enumerate(classifiers):
         if store.sample_rate_hz != classifier.sample_rate_hz:
             raise ValueError(
                 f"clips at {store.sample_rate_hz} Hz, but this net was trained at {classifier.sample_rate_hz} Hz"
             )
-        sharing.setdefault(classifier.heard_as, []).append(number)
-    was_training = [classifier.training for classifier in classifiers]
-    for classifier in classifiers:
-        classifier.eval()
-    p = np.zeros((len(classifiers), len(indices), len(classifiers[0].class_names)), dtype=np.float32)
-
-    @torch.inference_mode()
-    def add(numbers: list[int], start: int) -> None:
-        first, rows = classifiers[numbers[0]], indices[start : start + batch_size]
-        front_end = first.front_end()
-        for share in first.places:
-            place = np.full(len(rows), share)
-            waveforms = torch.from_numpy(store.gather(rows, first.clip_samples, place)).unsqueeze(1).to(first.device)
-            for change in first.resamplers():
-                x = front_end(middle(change(waveforms), first.clip_samples))
-                for number in numbers:
-                    logits = classifiers[number](x)  # (B, C)
-                    p[number, start : start + len(rows)] += logits.float().softmax(dim=1).cpu().numpy()
-
-    for numbers in sharing.values():  # made before threads ask for them
+        groups.setdefault(classifier.input_key, []).append(number)
+    for numbers in groups.values():  # made before threads ask for them
         classifiers[numbers[0]].front_end()
         classifiers[numbers[0]].resamplers()
-    batches = [(numbers, start) for numbers in sharing.values() for start in range(0, len(indices), batch_size)]
+    p = np.zeros((len(classifiers), len(indices), len(classifiers[0].class_names)), dtype=np.float32)
+    batches = [(numbers, start) for numbers in groups.values() for start in range(0, len(indices), batch_size)]
+
+    def add(numbers: list[int], start: int) -> None:
+        part = slice(start, start + batch_size)
+        _add_views([classifiers[n] for n in numbers], store, indices[part], [p[n, part] for n in numbers])
+
     # full float32 on a GPU too: predictions must repeat on other hardware
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        if at_once == 1 or len(batches) == 1:
+    with _evaluating(classifiers), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        if threads == 1 or len(batches) == 1:
             for batch in batches:
                 add(*batch)
         else:
-            # a thread that is new does not have torch's setting before its first large operation
-            with ThreadPoolExecutor(
-                at_once, initializer=partial(torch.set_num_threads, torch.get_num_threads())
-            ) as pool:
+            # a new thread does not have torch's setting before its first large operation
+            count = partial(torch.set_num_threads, torch.get_num_threads())
+            with ThreadPoolExecutor(threads, initializer=count) as pool:
                 list(pool.map(add, *zip(*batches, strict=True)))
-    for numbers in sharing.values():
-        first = classifiers[numbers[0]]
-        p[numbers] /= np.float32(first.placements * len(first.speeds))
-    for classifier, training in zip(classifiers, was_training, strict=True):
-        classifier.train(training)
     return p
 
 
-def load(path: Path) -> Classifier:
-    """A classifier from its checkpoint alone, on the CPU, ready to predict."""
-    return Classifier.load_from_checkpoint(path, map_location="cpu").eval()
+@torch.inference_mode()
+def _add_views(classifiers: list[Classifier], store: WaveformStore, clips: np.ndarray, sums: list[np.ndarray]) -> None:
+    """Add the mean probabilities of one batch to each classifier's (B, C) part of the result."""
+    first = classifiers[0]
+    front_end = first.front_end()
+    for share in first.view_placements:
+        placement = np.full(len(clips), share)
+        waveforms = torch.from_numpy(store.gather(clips, first.clip_samples, placement)).unsqueeze(1).to(first.device)
+        for resample in first.resamplers():
+            x = front_end(middle(resample(waveforms), first.clip_samples))
+            for classifier, own in zip(classifiers, sums, strict=True):
+                logits = classifier(x)  # (B, C)
+                own += logits.float().softmax(dim=1).cpu().numpy()
+    for own in sums:
+        own /= np.float32(first.placements * len(first.speeds))
+
+
+@contextlib.contextmanager
+def _evaluating(classifiers: Sequence[Classifier]) -> Iterator[None]:
+    """Set classifiers to evaluation for the length of the block."""
+    was_training = [classifier.training for classifier in classifiers]
+    for classifier in classifiers:
+        classifier.eval()
+    yield
+    for classifier, training in zip(classifiers, was_training, strict=True):
+        classifier.train(training)
+
+
+def load(path: Path, front_end: FrontEnd | None = None) -> Classifier:
+    """Load a classifier from its checkpoint alone, on the CPU, ready to predict.
+
+    Args:
+        path: the checkpoint.
+        front_end: its built front end, where the caller has it already.
+    """
+    return Classifier.load_from_checkpoint(path, map_location="cpu", front_end=front_end).eval()

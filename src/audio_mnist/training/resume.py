@@ -1,8 +1,6 @@
-"""An interrupted run goes on from its last epoch, as if it had not stopped; a finished one is not trained twice."""
+"""Resume an interrupted run from its last epoch, with the same bits; never train a finished one twice."""
 
 import contextlib
-import functools
-import hashlib
 import logging
 import pickle
 import shutil
@@ -11,84 +9,101 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from audio_mnist.config import fingerprint, recipe
-from audio_mnist.data.decode import recordings_in
+from audio_mnist.config import fingerprint
 from audio_mnist.errors import RunError
-from audio_mnist.system import devices
+from audio_mnist.system import locks
+from audio_mnist.tracking.tracker import AnyTracker, RunRecord, newest
+from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
-LAST = "last.ckpt"  # in a run's workplace: the whole state after an epoch whose metrics are in the tracking store
+LAST = "last.ckpt"  # the whole state after an epoch whose metrics are in the tracking store
 PENDING = "pending.ckpt"  # the state after the epoch before this one's first step
-
-
-@functools.cache
-def code_version() -> str:
-    """Of what a training's bits depend on beside settings and clips: this package's text, torch and its companions."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parents[1]
-    for path in sorted(here.rglob("*.py")):
-        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
-    versions = [metadata.version(name) for name in ("torch", "torchaudio", "pytorch-lightning", "numpy")]
-    return fingerprint([digest.hexdigest(), versions])
-
-
-def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:
-    """What two runs share that give the same bits on one machine: settings, clips, noise, folds, precision and code."""
-    chosen = settings["trainer"]
-    precision = devices.precision(chosen["precision"], chosen["accelerator"])
-    recordings = [fingerprint(_noise(settings["augment"])), corpus_fingerprint]
-    return fingerprint([recipe(settings), *recordings, fold_fingerprint, str(precision), code_version()])
-
-
-def _noise(augment: dict[str, Any]) -> list[list]:
-    """Path, size and time of each recording that `augment.background` plays."""
-    own = augment.get("background") or {}
-    if not own.get("probability") or not own.get("folder"):
-        return []
-    stats = [(path, path.stat()) for path in recordings_in(Path(own["folder"]).expanduser())]
-    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in stats]
+_SAME_RUN = "another process trains the same run"
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a run keeps what it would go on from.
+    """The folder of a run's checkpoints.
 
     Attributes:
-        folder: its checkpoints.
-        lasting: whether they stay there when the process is killed.
+        folder: the folder.
+        lasting: whether it outlives a killed process.
     """
 
     folder: Path
     lasting: bool
 
     def last(self) -> tuple[Path | None, int]:
-        """State to go on from and the epochs that it has, None and 0 where there is none that can be read."""
+        """Return the state to resume from and its number of epochs; None and 0 where none can be read."""
         path = self.folder / LAST
         if not path.exists():
             return None, 0
         try:
             return path, torch.load(path, map_location="cpu", weights_only=True)["epoch"] + 1
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-            log.warning("%s is damaged: this run starts at its first epoch again", path)
+            log.warning("%s is damaged: this run starts again at its first epoch", path)
             path.unlink()
             return None, 0
 
     def clear(self) -> None:
-        """Removes them: the run is finished, or there is none that could go on."""
+        """Remove the checkpoints: the run is finished, or there is no run to resume."""
         if self.lasting:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A run that this process trains and no other.
+
+    Attributes:
+        workplace: folder of its checkpoints.
+        earlier: the tracked run of the same job that is finished, or that is resumed; None for a new one.
+        resume_id: `resume_id` of this machine.
+    """
+
+    workplace: Workplace
+    earlier: RunRecord | None
+    resume_id: str
+
+
+@contextlib.contextmanager
+def claim(job: Job, tracker: AnyTracker) -> Iterator[Claim]:
+    """Claim a run for the length of the block; other processes that train the same wait.
+
+    Raises:
+        RunError: the folder of the checkpoints cannot be written.
+    """
+    settings = job.settings
+    with contextlib.ExitStack() as stack:
+        if not job.resumable and tracker.keeps_runs:
+            # nothing is kept, but no other process may resume this run meanwhile
+            with contextlib.suppress(RunError):
+                stack.enter_context(held(resume_dir(settings), job.key, _SAME_RUN))
+        folder = resume_dir(settings) if job.resumable else None
+        place = stack.enter_context(workplace(folder, job.key))
+        here = resume_id(settings)
+        earlier = earlier_run(tracker, job.key, here) if job.resumable else None
+        if earlier is None or earlier.status == "FINISHED":
+            place.clear()
+        yield Claim(place, earlier, here)
+
+
+def earlier_run(tracker: AnyTracker, key: str, here: str) -> RunRecord | None:
+    """Return the newest finished run of a job, else the newest of this machine, else None."""
+    runs = tracker.search(kind="train", job=key)
+    own = [run for run in runs if run.tags.get("resume_id", "") == here]
+    return newest(runs) or (own[-1] if own else None)
+
+
 def resume_dir(settings: dict[str, Any]) -> Path:
-    """Folder of the workplaces of one experiment: in `resume_dir`, or beside the tracking database."""
+    """Return the folder of one experiment's half-trained runs: in `resume_dir`, or beside the tracking database."""
     uri, experiment = settings["tracking"]["uri"] or "", settings["tracking"]["experiment"]
     database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
     if settings["resume_dir"] is not None:
@@ -99,11 +114,12 @@ def resume_dir(settings: dict[str, Any]) -> Path:
     return Path("mlruns").absolute() / "resume" / fingerprint([uri, experiment])
 
 
-def place(settings: dict[str, Any]) -> str:
-    """Whose unfinished runs are, of a store that several computers may have: the id of `resume_dir`, else "".
+def resume_id(settings: dict[str, Any]) -> str:
+    """Return the id of this machine's resume folder, "" for a SQLite database.
 
-    The folder has it in a file, so that neither the computer's name nor the
-    folder's matters. Where it cannot be written, nothing is gone on with.
+    Runs on a shared server are resumed only where their checkpoints are. The id
+    lies in a file of the folder, so neither the machine's name nor the folder's
+    matters. Where the folder cannot be written, nothing is resumed.
     """
     if (settings["tracking"]["uri"] or "sqlite").startswith("sqlite"):
         return ""
@@ -120,13 +136,12 @@ def place(settings: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def workplace(folder: Path | None, key: str, why: str) -> Iterator[Workplace]:
-    """A run's own folder for the length of the block; other processes that train the same wait.
+def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
+    """Provide a run's own folder for the length of the block; other processes that train the same wait.
 
     Args:
-        folder: of all workplaces; None for one that goes with the block.
-        key: of the run.
-        why: as of `held`.
+        folder: where all workplaces are kept; None for a folder that ends with the block.
+        key: the run's key.
 
     Raises:
         RunError: the folder cannot be written.
@@ -135,54 +150,27 @@ def workplace(folder: Path | None, key: str, why: str) -> Iterator[Workplace]:
         with tempfile.TemporaryDirectory(prefix="audio-mnist-") as temporary:
             yield Workplace(Path(temporary), lasting=False)
         return
-    with held(folder, key, why):
+    with held(folder, key, _SAME_RUN):
         own = folder / key
         own.mkdir(exist_ok=True)
         yield Workplace(own, lasting=True)
-        with contextlib.suppress(OSError):  # not empty: to be gone on from
+        with contextlib.suppress(OSError):  # not empty: a later process resumes from it
             own.rmdir()
 
 
 @contextlib.contextmanager
 def held(folder: Path, key: str, why: str) -> Iterator[None]:
-    """The lock of `key`, for the length of the block; it goes with its process, however that ends.
-
-    Args:
-        folder: of the locks.
-        key: what is locked.
-        why: said where it is held by another process, which is waited for.
+    """Hold a lock beside half-trained runs, as `locks.held` does.
 
     Raises:
         RunError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{key}.lock")
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=0.1)
-        except Timeout:
-            log.info("%s: waiting for it", why)
-            lock.acquire()
-    except OSError as error:
-        raise RunError(
-            f"{folder}: half-trained runs cannot be kept there ({error.strerror or error}); "
-            "choose another resume_dir, or resume=false"
-        ) from None
-    try:
+            stack.enter_context(locks.held(folder, key, why))
+        except OSError as error:
+            raise RunError(
+                f"{folder}: half-trained runs cannot be kept there ({error.strerror or error}); "
+                "choose another resume_dir, or resume=false"
+            ) from None
         yield
-    finally:
-        lock.release()
-
-
-def is_held(folder: Path, key: str) -> bool:
-    """Whether a living process holds the lock of `key`."""
-    path = folder / f"{key}.lock"
-    if not path.exists():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False

@@ -1,0 +1,148 @@
+"""What all corpora share: the rows that they give and the corpus that becomes of them."""
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pandas as pd
+
+from audio_mnist.config import Registered
+from audio_mnist.errors import ConfigError, DataError
+
+
+class Clip(NamedTuple):
+    """One row of a manifest.
+
+    Attributes:
+        clip_id: unique, and the same on every machine.
+        path: absolute path of the file.
+        label: class name, "" where unknown.
+        speaker: "" where unknown.
+        split: "train" or "test".
+    """
+
+    clip_id: str
+    path: str
+    label: str
+    speaker: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clips and class names.
+
+    Attributes:
+        name: name of the corpus.
+        manifest: one row per clip, columns of `Clip`, sorted by clip_id.
+        class_names: labels of the training clips, sorted (as numbers where all are numbers); the order of every
+            probability vector.
+    """
+
+    name: str
+    manifest: pd.DataFrame
+    class_names: tuple[str, ...]
+
+
+class CorpusReader(Registered):
+    """Base of every corpus.
+
+    A subclass has a `name` and reads its clips. The keyword-only arguments of
+    its constructor are the keys of `data.settings`.
+
+    Args:
+        data: the `data` config.
+    """
+
+    registry: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+    @abstractmethod
+    def read(self) -> list[Clip]:
+        """Find, make or download the clips.
+
+        Raises:
+            ConfigError: the config is incomplete or impossible.
+            DataError: a file is missing or wrong.
+        """
+
+    def submission(self, predicted: pd.DataFrame) -> pd.DataFrame | None:
+        """Return the table that a competition asks for, None where there is no competition.
+
+        Args:
+            predicted: clip_id and predicted class of each test clip.
+
+        Raises:
+            DataError: the competition lists clips that have no prediction.
+        """
+        return None
+
+    def root(self, example: str) -> Path:
+        """Return `data.root` as an existing folder.
+
+        Args:
+            example: what the folder holds, for the message.
+
+        Raises:
+            ConfigError: it is not set.
+            DataError: it is not a readable folder.
+        """
+        given = self.data["root"]
+        if not given:
+            raise ConfigError(f"data={self.name} needs data.root, the folder with {example}: data.root=PATH")
+        root = Path(given).expanduser().resolve()
+        if not root.is_dir():
+            raise DataError(f"data.root={given}: no such folder; expected one with {example}")
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise DataError(f"data.root={given}: the folder cannot be read; check its permissions")
+        return root
+
+
+def build(name: str, clips: list[Clip]) -> Corpus:
+    """Check a corpus's clips and sort its classes.
+
+    Raises:
+        DataError: a clip is listed twice, a training label is missing, a class cannot be learnt.
+    """
+    manifest = pd.DataFrame(clips, columns=list(Clip._fields)).astype(str)
+    manifest = manifest.sort_values("clip_id", kind="stable", ignore_index=True)
+    repeated = manifest["clip_id"][manifest["clip_id"].duplicated()]
+    if len(repeated):
+        raise DataError(f"{name}: clip {repeated.iloc[0]} is listed twice; list every file once")
+    train = manifest[manifest["split"] == "train"]
+    if train.empty:
+        raise DataError(f"{name}: the corpus has no training clips")
+    names = sort_labels(train["label"].unique())
+    if "" in names:
+        clip = train.loc[train["label"] == "", "clip_id"].iloc[0]
+        raise DataError(f"{name}: training clip {clip} has no label")
+    if len(names) < 2:
+        raise DataError(f"{name}: the training clips are all of class {names[0]!r}; at least 2 are needed")
+    unknown = set(manifest["label"]) - set(names) - {""}
+    if unknown:
+        raise DataError(f"{name}: test clips have classes that no training clip has: {sorted(unknown)[:5]}")
+    return Corpus(name, manifest, names)
+
+
+def sort_labels(labels: Iterable[Any]) -> tuple[str, ...]:
+    """Sort class names, as numbers where all are whole numbers, else as text.
+
+    >>> sort_labels(["10", "9", "1"])
+    ('1', '9', '10')
+    """
+    texts = [str(label) for label in labels]
+    numeric = all(label.isascii() and label.isdigit() for label in texts)
+    return tuple(sorted(texts, key=lambda label: (int(label), label) if numeric else (0, label)))
+
+
+def fingerprint(manifest: pd.DataFrame) -> str:
+    """Return 16 hex digits that identify the clips' bytes, labels, speakers and splits, wherever they are stored."""
+    columns = (manifest[name] for name in ("clip_id", "content", "label", "speaker", "split"))
+    lines = map("\t".join, zip(*columns, strict=True))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""Tables that a person wrote: a csv as text."""
+
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from audio_mnist.errors import DataError
+
+
+def read_table(path: Path, key: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a csv as text, "" for an empty cell.
+
+    Args:
+        path: the file.
+        key: config key that names it, for messages.
+        columns: columns that it must have.
+
+    Returns:
+        The rows that are not empty. Row i stands on line i + 2 of the file.
+
+    Raises:
+        DataError: the file is missing, is not a csv, or lacks a column.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                skip_blank_lines=False,  # dropped below, so that line numbers are the file's
+                index_col=False,  # or a column too many would become an index
+                encoding="utf-8-sig",
+            )
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"{key}={path}: lines have more values than the header has columns; quote a path that has a comma, "
+            "and end no line with one"
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"{key}={path}: no such file") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{key}={path}: not a readable csv ({str(error).strip()})") from None
+    table.columns = [str(c).strip() for c in table.columns]
+    missing = [c for c in columns if c not in table]
+    if missing:
+        raise DataError(f"{key}={path}: column {missing[0]!r} is missing; found {', '.join(table.columns)}")
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise DataError(f"{key}={path}: the csv lists no clips")
+    return table

@@ -1,0 +1,75 @@
+"""What became of a sweep, as values."""
+
+from dataclasses import dataclass, field
+
+from audio_mnist.tracking.tracker import RunRecord
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What became of one job.
+
+    Attributes:
+        overrides: its overrides.
+        variant: name of its variant.
+        label: its row in the table.
+        title: what tells it from other runs of its variant and fold.
+        fold: the scored fold.
+        run: the tracked run, None where there is none.
+        reason: why it did not finish, "" where it did.
+    """
+
+    overrides: str
+    variant: str
+    label: str
+    title: str
+    fold: int
+    run: RunRecord | None
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run finished."""
+        return self.run is not None and self.run.status == "FINISHED"
+
+    @property
+    def cell(self) -> float | str:
+        """Accuracy, or a word where there is none."""
+        if self.run is None:
+            return "not run"
+        return self.run.metrics["best/accuracy"] if self.finished else self.run.status
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep.
+
+    Attributes:
+        jobs: one for each planned run.
+        caption: description of the table.
+        notes: what a reader of the scores must know.
+        ensemble: fold -> accuracy of the mean of all features, where all of them finished that fold.
+        comparison: the table of a sweep over variants, "" for others.
+        tracked: whether the runs are tracked.
+        finished_before: jobs that were finished before the sweep began.
+        seconds: duration of the sweep.
+    """
+
+    jobs: tuple[JobOutcome, ...]
+    caption: str
+    notes: tuple[str, ...] = ()
+    ensemble: dict[int, float] = field(default_factory=dict)
+    comparison: str = ""
+    tracked: bool = True
+    finished_before: int = 0
+    seconds: float = 0.0
+
+    @property
+    def unfinished(self) -> list[JobOutcome]:
+        """Jobs that did not finish."""
+        return [job for job in self.jobs if not job.finished]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of the finished runs, each once."""
+        return list(dict.fromkeys(job.run.id for job in self.jobs if job.run is not None and job.finished))

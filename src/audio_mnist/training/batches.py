@@ -1,0 +1,148 @@
+"""Batches of one fold: which clips, in which order, placed where; and a corpus that lives on the device."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from audio_mnist.augment import Placement
+from audio_mnist.data.store import WaveformStore
+
+
+class Rows(NamedTuple):
+    """One batch before its samples are gathered.
+
+    Attributes:
+        positions: (B,) positions in the set that the batch is drawn from.
+        clips: (B,) row numbers of the manifest.
+        placement: (B,) share of the slack before each clip, for training; None to centre. See `WaveformStore.gather`.
+    """
+
+    positions: np.ndarray
+    clips: np.ndarray
+    placement: np.ndarray | None
+
+
+class Batches(Dataset):
+    """Rows with their targets: (`Rows`, (B,) int64 class numbers). No sample is copied yet."""
+
+    def __init__(self, targets: np.ndarray) -> None:
+        self._targets = torch.from_numpy(targets)
+
+    def __getitem__(self, rows: Rows) -> tuple[Rows, Tensor]:
+        return rows, self._targets[rows.clips]
+
+
+class ResidentClips:
+    """A whole corpus on a device, placed in windows there.
+
+    Args:
+        store: the decoded clips.
+        device: the device.
+
+    Source: `WaveformStore.gather`; the results are equal.
+    """
+
+    def __init__(self, store: WaveformStore, device: torch.device) -> None:
+        self.samples = torch.tensor(np.asarray(store.samples), device=device)
+        self.offsets = torch.tensor(np.asarray(store.offsets), device=device)
+
+    @staticmethod
+    def fits(store: WaveformStore, device: torch.device) -> bool:
+        """Tell whether the corpus takes at most half of a GPU's free memory."""
+        return device.type == "cuda" and 2 * store.samples.nbytes <= torch.cuda.mem_get_info(device)[0]
+
+    def gather(self, indices: np.ndarray, length: int, placement: np.ndarray | None = None) -> Tensor:
+        """Place clips in (B, T) float32 windows on the device, as `WaveformStore.gather` does."""
+        device = self.samples.device
+        clips = torch.from_numpy(indices).to(device)
+        begin = self.offsets[clips]  # (B,)
+        size = self.offsets[clips + 1] - begin
+        slack = length - size
+        share = 0.5 if placement is None else torch.from_numpy(placement).to(device)
+        shift = (slack.abs() * share).round().long()
+        within = torch.arange(length, device=device) - torch.where(slack >= 0, shift, -shift).unsqueeze(1)  # (B, T)
+        inside = (within >= 0) & (within < size.unsqueeze(1))
+        return self.samples[(begin.unsqueeze(1) + within).where(inside, 0)].where(inside, 0.0)
+
+
+class ShuffledBatches(Sampler[Rows]):
+    """Batches of one epoch in random order, each clip at a random place in its window.
+
+    The draws depend only on the seed and the epoch, so an epoch is the same
+    whether or not the process saw those before it. On several devices each takes
+    its share of one permutation. An incomplete last batch is left out: batch
+    normalisation would weigh its clips differently.
+
+    Args:
+        indices: (n,) clips, at least 2.
+        batch_size: B of one device; at most n.
+        seed: random seed of the draws.
+        placement: copies of a clip in an epoch, and when they get new places.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, placement: Placement | None = None) -> None:
+        self._placement = placement or Placement()
+        self._indices, self._seed = np.tile(indices, self._placement.copies), seed
+        self._batch_size = min(batch_size, len(self._indices) // world()[1])
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls it before each one."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._indices) // (self._batch_size * world()[1])
+
+    def __iter__(self) -> Iterator[Rows]:
+        rank, size = world()
+        rng = np.random.default_rng([self._seed, self._epoch])
+        permutation = rng.permutation(len(self._indices))
+        order, placement = self._indices[permutation], rng.random(len(self._indices))
+        if not self._placement.redraw:  # the places are drawn once and stay with the copies
+            placement = np.random.default_rng(self._seed).random(len(self._indices))[permutation]
+        for number in range(len(self)):
+            start = (number * size + rank) * self._batch_size
+            part = slice(start, start + self._batch_size)
+            yield Rows(permutation[part], order[part], placement[part])
+
+    def fixed(self) -> Rows | None:
+        """Return the whole set where its clips keep their places for all epochs, else None."""
+        if self._placement.redraw:
+            return None
+        every = np.arange(len(self._indices))
+        return Rows(every, self._indices, np.random.default_rng(self._seed).random(len(every)))
+
+
+class CentredBatches(Sampler[Rows]):
+    """Every clip once, in order, centred in its window.
+
+    Args:
+        indices: (n,) clips.
+        batch_size: B.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
+        every = np.arange(len(indices))
+        self._parts = [every[start : start + batch_size] for start in range(0, len(every), batch_size)]
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Rows]:
+        return (Rows(part, self._indices[part], None) for part in self._parts)
+
+    def fixed(self) -> Rows:
+        """Return the whole set."""
+        return Rows(np.arange(len(self._indices)), self._indices, None)
+
+
+def world() -> tuple[int, int]:
+    """Return this process's rank and the number of processes of this training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,120 @@
+"""One planned run. A sweep plans its jobs, and `training.run` runs one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from audio_mnist.config import fingerprint, load_modules, recipe, to_plain
+from audio_mnist.data.folds import Folds, Split, assign_folds, split_clips
+from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.schema import validate_train
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run needs to know before it starts.
+
+    Attributes:
+        settings: the whole config, plain values.
+        corpus: the decoded clips.
+        folds: folds of all clips.
+        split: the run's index sets.
+    """
+
+    settings: dict[str, Any]
+    corpus: PreparedCorpus
+    folds: Folds
+    split: Split
+
+    @property
+    def fold(self) -> int:
+        """The fold that is scored."""
+        return self.settings["fold"]
+
+    @property
+    def feature(self) -> str:
+        """Name of the feature."""
+        return self.settings["feature"]["name"]
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether the epoch is chosen on the fold that is scored."""
+        return self.settings["selection"] == "fold"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run can be skipped when finished, and resumed when interrupted."""
+        settings = self.settings
+        return settings["resume"] and settings["trainer"]["devices"] == 1 and settings["tracking"]["uri"] is not None
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the result depends on: `config.recipe`."""
+        return recipe(self.settings)
+
+    @cached_property
+    def config_fingerprint(self) -> str:
+        """Identifies the recipe."""
+        return fingerprint(self.recipe)
+
+    @cached_property
+    def recipe_fingerprint(self) -> str:
+        """Identifies the recipe without the fold."""
+        return fingerprint({key: value for key, value in self.recipe.items() if key != "fold"})
+
+    # the rest imports torch, which takes seconds
+
+    @cached_property
+    def device(self) -> str:
+        """Device type that trains: "cpu", "cuda", ..."""
+        from audio_mnist.system import devices
+
+        return devices.kind(self.settings["trainer"]["accelerator"])
+
+    @cached_property
+    def precision(self) -> str:
+        """Lightning's name of the arithmetic that trains."""
+        from audio_mnist.system import devices
+
+        trainer = self.settings["trainer"]
+        return devices.precision(trainer["precision"], trainer["accelerator"])
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the run: `identity.job_key`."""
+        from audio_mnist.training.identity import job_key
+
+        return job_key(self.settings, self.corpus.fingerprint, self.folds.fingerprint)
+
+
+def plan(
+    cfg: DictConfig,
+    *,
+    prepare: Callable[[dict[str, Any]], PreparedCorpus] = prepare,
+    assign: Callable[..., Folds] = assign_folds,
+) -> Job:
+    """Check a composed config, prepare its clips and cut its folds. Nothing heavy is imported.
+
+    Args:
+        cfg: the composed config of `conf/train.yaml`.
+        prepare: replaces `data.prepare.prepare`, such as by one that remembers.
+        assign: replaces `data.folds.assign_folds`, likewise.
+
+    Raises:
+        ConfigError: a key is wrong.
+        DataError: the corpus cannot be used.
+    """
+    cfg = validate_train(cfg)
+    for key in ("root", "manifest"):  # ensemble.py may be started in another folder
+        if cfg.data[key]:
+            cfg.data[key] = str(Path(cfg.data[key]).expanduser().resolve())
+    settings = to_plain(cfg)
+    load_modules(settings["modules"])
+    corpus = prepare(settings["data"])
+    folds = assign(corpus.manifest, **settings["folds"])
+    chosen = {name: settings[name] for name in ("fold", "selection", "inner_folds")}
+    return Job(settings, corpus, folds, split_clips(corpus.manifest, folds, **chosen))
