@@ -167,8 +167,8 @@ class Trained:
     """Two features, two folds, their stacked ensemble, and test clips that none of them saw."""
 
     def __init__(self, folder: Path) -> None:
-        from audio_mnist.tracking.tracker import Tracker
-        from audio_mnist.training import run as training
+        from audio_mnist.tracking.tracker import Tracker, newest
+        from audio_mnist.training.run import train
 
         self.folder, self.tones = folder, write_tones(folder / "tones")
         paths = sorted(self.tones.rglob("*.wav"))
@@ -179,7 +179,7 @@ class Trained:
         self.uri = f"sqlite:///{folder}/mlruns/mlflow.db"
         for feature in ("mel", "mfcc"):
             for fold in (0, 1):
-                training.train(
+                train(
                     composed(
                         *("data=csv", f"data.manifest={folder}/clips.csv", "folds.count=2", "trainer.max_epochs=3"),
                         *("trainer.batch_size=4", "trainer.accelerator=cpu", f"tracking.uri={self.uri}"),
@@ -187,18 +187,18 @@ class Trained:
                     )
                 )
         self.tracker = Tracker(self.uri, "audio-mnist")
-        self.ids = [run.id for run in self.tracker._search("tags.`audio_mnist.kind` = 'train'")]
+        self.ids = [run.id for run in self.tracker.search(kind="train")]
         self.join("stack")
-        ensemble = self.tracker.latest("ensemble")
+        ensemble = newest(self.tracker.search(kind="ensemble"))
         assert ensemble is not None
         self.ensemble = ensemble.id  # of all four; other tests may make newer ones
 
     def join(self, combine: str, *overrides: str) -> pd.DataFrame:
-        from audio_mnist.ensemble import run as combining
+        from audio_mnist.ensemble.run import ensemble
 
         ids = f"run_ids=[{','.join(self.ids)}]"
         cfg = composed(ids, f"combine={combine}", f"tracking.uri={self.uri}", *overrides, name="ensemble")
-        combining.ensemble(cfg, self.folder / combine)
+        ensemble(cfg, self.folder / combine)
         return pd.read_csv(self.folder / combine / "predictions.csv", dtype={"label": str})
 
     def config(self, audio: object, output: Path, *overrides: str) -> DictConfig:

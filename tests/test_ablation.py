@@ -6,19 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audio_mnist.report import tables as report
+from audio_mnist.report import tables
 from audio_mnist.sweep import ablation
+from audio_mnist.sweep.outcome import JobOutcome
 from audio_mnist.tracking.tracker import RunRecord, Tracker
 
 CLIPS = tuple("abcd")
+TRACKER = cast(Tracker, None)
 
 
 def variant(singles: dict[str, float], right: list[bool]) -> ablation.Variant:
     return ablation.Variant(singles, np.array(right), np.where(right, 0.1, 2.0), CLIPS)
 
 
+def job(run_id: str, name: str, title: str = "Mel", fold: int = 0, status: str = "FINISHED") -> JobOutcome:
+    return JobOutcome("", name, title, title, fold, RunRecord(run_id, run_id, status, None, {}, {}))
+
+
 def test_table_takes_features_that_the_default_lacks() -> None:
-    """A feature of one variant alone has its column; the others show none; the difference is paired."""
+    """A feature of one variant only has its column; the others show none; the difference is paired."""
     table = ablation.table(
         {
             "default": variant({"Mel": 0.5}, [True, True, False, False]),
@@ -27,21 +33,19 @@ def test_table_takes_features_that_the_default_lacks() -> None:
         None,
     )
     assert [str(column.header) for column in table.columns][:4] == ["variant", "Mel", "MFCC", "ensemble"]
-    lines = {line.split("│")[1].strip(): line for line in report.render(table).splitlines() if "│" in line}
+    lines = {line.split("│")[1].strip(): line for line in tables.render(table).splitlines() if "│" in line}
     assert "nan" in lines["default"] and "+25.00 (" in lines["other"] and "-0.475 (" in lines["other"]
 
 
 def test_render_leaves_out_a_variant_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named under the table; without the default there is no table."""
     found = {"1": variant({"Mel": 0.5}, [True, True, False, False]), "2": variant({"Mel": 1.0}, [True] * 4)}
-    monkeypatch.setattr(ablation, "read", lambda _tracker, runs, _title_of: found[runs[0].id])
-    runs = {i: [RunRecord(i, i, "FINISHED", None, {"feature": "mel", "seed": "0", "fold": "0"}, {})] for i in found}
-    tracker = cast(Tracker, None)
-    titles = {"default": {"1": "Mel"}, "other": {"2": "Mel"}}
-    text = ablation.render(tracker, {"default": runs["1"], "other": runs["2"], "half": []}, titles, None)
+    monkeypatch.setattr(ablation, "read", lambda _tracker, jobs: found[jobs[0].run.id])
+    jobs = [job("2", "other"), job("1", "default"), job("3", "half", status="FAILED")]
+    text = ablation.render(TRACKER, jobs, None)
     assert "│ other" in text and "│ half" not in text
     assert text.endswith("left out, since not all of their runs finished or they score other clips: half\n")
-    assert ablation.render(tracker, {"default": [], "other": runs["2"]}, titles, None) == ""
+    assert ablation.render(TRACKER, [jobs[0], job("1", "default", status="KILLED")], None) == ""
 
 
 def test_read_tells_runs_apart_by_their_titles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +58,8 @@ def test_read_tells_runs_apart_by_their_titles(monkeypatch: pytest.MonkeyPatch) 
         return pd.DataFrame([row])
 
     monkeypatch.setattr(ablation, "logged_predictions", logged)
-    runs = [RunRecord(i, i, "FINISHED", None, {"fold": str(int(i > "2"))}, {}) for i in p]
     titles = {"1": "batch 32", "2": "batch 64", "3": "batch 32", "4": "batch 64"}
-    found = ablation.read(cast(Tracker, None), runs, titles)
+    found = ablation.read(TRACKER, [job(i, "default", titles[i], int(i > "2")) for i in p])
     assert found is not None and found.clips == ("a", "b")
     assert found.singles == {"batch 32": 1.0, "batch 64": 0.5}
     np.testing.assert_allclose(found.loss, -np.log([0.6, 0.7]))

@@ -11,8 +11,8 @@ import torchaudio
 
 from audio_mnist import features
 from audio_mnist.augment import Augmentation, Augmenter, Placement
-from audio_mnist.augment.waveform import middle
 from audio_mnist.config import to_plain
+from audio_mnist.data.windows import middle
 from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.training.datamodule import ShuffledBatches
 from tests.conftest import composed

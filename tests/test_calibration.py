@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audio_mnist.report import figures
+from audio_mnist.report import plots
 from audio_mnist.scoring import calibration
 
 
@@ -71,7 +71,7 @@ def test_reliability_diagram_shows_both(tmp_path) -> None:
     """Two panels with the errors in their titles; empty bins draw nothing and warn of nothing."""
     p, targets = drawn(3.0, n=60)
     bins = calibration.reliability(p, targets)
-    figure = figures.reliability(bins, bins, "Ensemble")
+    figure = plots.reliability(bins, bins, "Ensemble")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [f"Ensemble, {name}: ECE {bins.error:.4f}" for name in ("raw", "calibrated")]
     figure.savefig(tmp_path / "x.png")

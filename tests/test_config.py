@@ -8,9 +8,10 @@ from hydra import compose, initialize_config_dir
 from joblib import cpu_count
 from omegaconf import OmegaConf
 
-from audio_mnist.config import fingerprint, recipe, to_plain, without_password, without_user
+from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_ensemble, validate_train
+from audio_mnist.tracking.uri import without_password, without_user
 from tests.conftest import PROJECT, composed
 
 

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 
 from audio_mnist.config import to_plain
-from audio_mnist.data import corpora
-from audio_mnist.data.corpora import fsdd, synthetic, tables
+from audio_mnist.data import corpora, espeak
+from audio_mnist.data.corpora import fsdd, own_clips, synthetic
 from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.schema import validate_train
 from tests.conftest import composed, write_tones
@@ -105,7 +105,7 @@ def test_folder_follows_links_and_counts_what_it_ignores(tmp_path: Path, caplog:
     (root / "mid" / "clip.m4a").write_bytes(b"x")
     corpus = corpora.load(data("data=folder", f"data.root={root}"))
     assert corpus.class_names == ("high", "low", "mid") and len(corpus.manifest) == 6
-    assert "1 files are not taken for recordings" in caplog.text
+    assert "1 files do not have the suffix of a recording" in caplog.text
 
 
 def test_csv_of_bytes_or_missing_is_an_error(tmp_path: Path) -> None:
@@ -136,21 +136,21 @@ def test_folder_of_splits_is_not_taken_for_classes(tmp_path: Path) -> None:
     """root/train/CLASS and root/Test/CLASS: two classes named train and Test mean nothing."""
     for split in ("train", "Test"):
         touch(tmp_path / split / "yes" / "a.wav")
-    with pytest.raises(DataError, match=r"folders are named Test, train, as splits are.*data=csv"):
+    with pytest.raises(DataError, match=r"folders are named Test, train, which are names of splits.*data=csv"):
         corpora.load(data("data=folder", f"data.root={tmp_path}"))
 
 
 def test_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreadable class folder is an error, not an empty class."""
     root = write_tones(tmp_path / "tones", clips=2)
-    real = tables.os.scandir
+    real = own_clips.os.scandir
 
     def scandir(path):
         if str(path).endswith("mid"):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(tables.os, "scandir", scandir)
+    monkeypatch.setattr(own_clips.os, "scandir", scandir)
     with pytest.raises(DataError, match=r"mid: the folder cannot be read \(Permission denied\)"):
         corpora.load(data("data=folder", f"data.root={root}"))
 
@@ -260,12 +260,13 @@ def test_fsdd_refuses_a_draw_that_cannot_be(tmp_path: Path, value: str) -> None:
         corpora.load(data(*options))
 
 
+SETTINGS = {"seed": 0, "train_clips": 400, "test_clips": 200, "snr_low_db": 15.0, "snr_high_db": 40.0}
 SMALL = ("data.settings.train_clips=60", "data.settings.test_clips=20")
 
 
 def test_synthetic_plan_is_the_competitions_size_with_unseen_test_voices() -> None:
     """400 and 200 clips, stratified, 40 and 20 voices without a common variant."""
-    clips = pd.DataFrame(synthetic.plan(synthetic.DEFAULTS))
+    clips = pd.DataFrame(espeak.plan(SETTINGS))
     train, test = (clips[clips["split"] == split] for split in ("train", "test"))
     assert (len(train), len(test)) == (400, 200)
     assert train["digit"].value_counts().tolist() == [40] * 10
@@ -278,9 +279,9 @@ def test_synthetic_clips_do_not_depend_on_order_or_process(tmp_path: Path) -> No
     """A corpus of other size, made by another process, has the same bytes in the clips they share."""
     folders = []
     for count in (20, 40):
-        settings = synthetic.DEFAULTS | {"train_clips": count, "test_clips": 10}
+        settings = SETTINGS | {"train_clips": count, "test_clips": 10}
         folders.append(tmp_path / str(count))
-        command = [sys.executable, "-m", "audio_mnist.data.corpora.synthetic", json.dumps(settings), str(folders[-1])]
+        command = [sys.executable, "-m", "audio_mnist.data.espeak", json.dumps(settings), str(folders[-1])]
         subprocess.run(command, check=True)
     shared = sorted(p.relative_to(folders[0]) for p in folders[0].rglob("*.wav"))
     assert len(shared) == 30
@@ -308,7 +309,7 @@ def test_synthetic_refuses_wrong_settings_and_a_missing_wheel(monkeypatch: pytes
     def absent(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(metadata, "version", absent)
+    monkeypatch.setattr(synthetic, "version", absent)
     with pytest.raises(DataError, match=r"pip install"):
         corpora.load(data("data=synthetic"))
 
@@ -317,7 +318,7 @@ def test_synthetic_refuses_wrong_settings_and_a_missing_wheel(monkeypatch: pytes
 def test_synthetic_voice_that_is_not_there_is_an_error(voice: str) -> None:
     """An unknown voice does not silently keep the one before."""
     code = (
-        "from audio_mnist.data.corpora.synthetic import Voice\n"
+        "from audio_mnist.data.espeak import Voice\n"
         f"Voice().say('one', voice='{voice}', rate_wpm=150, pitch=50, pitch_range=50, seed=0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

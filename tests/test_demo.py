@@ -18,8 +18,8 @@ import pytest
 import soundfile
 
 from audio_mnist.errors import ConfigError
-from audio_mnist.inference import demo as demo_page
-from audio_mnist.inference import predictor as inference
+from audio_mnist.inference import demo
+from audio_mnist.inference.load import load_predictor
 from audio_mnist.schema import validate_demo
 from tests.conftest import PROJECT, Browser, Trained, composed, run_command
 
@@ -61,8 +61,8 @@ def test_dropped_file_is_heard_as_predict_hears_it(address: str, trained: Traine
     """Label, probabilities, what each member said, the picture; nothing is asked of any other host."""
     recording = trained.test[0]
     samples, rate_hz = soundfile.read(recording, dtype="float32")
-    predictor = inference.load_predictor(trained.tracker, trained.ensemble)
-    p = predictor.predict([(samples, rate_hz)])[0]
+    predictor = load_predictor(trained.tracker, trained.ensemble)
+    p = predictor.predict_batch([(samples, rate_hz)])[0]
     with browser.open(address) as tab:
         tab.set_input_files("#clip input[type=file]", recording)
         tab.wait_for_selector("#picture img")
@@ -71,7 +71,7 @@ def test_dropped_file_is_heard_as_predict_hears_it(address: str, trained: Traine
         members = tab.inner_text("#members").split()
     assert predictor.class_names[int(p.argmax())] in answer[:2]
     assert f"{100 * p.max():.0f}%" in answer
-    said = predictor.members([(samples, rate_hz)])[:, 0]
+    said = predictor.member_probabilities([(samples, rate_hz)])[:, 0]
     for own in said:
         assert predictor.class_names[int(own.argmax())] in members
     assert all(name in members for name in ("mel", "mfcc"))
@@ -148,13 +148,13 @@ def test_uploads_are_gone_with_the_page(trained: Trained, tmp_path: Path) -> Non
 
 def test_heard_notes_what_was_not_heard(trained: Trained) -> None:
     """A clip longer than the window: the note names both lengths."""
-    predictor = inference.load_predictor(trained.tracker, trained.ensemble)
+    predictor = load_predictor(trained.tracker, trained.ensemble)
     samples = np.sin(np.arange(32000) / 3).astype(np.float32)
-    answer, table, _, note = demo_page.heard(predictor, samples, 16000)
+    answer, table, _, note = demo.answer_of(predictor, samples, 16000)
     assert sum(answer.values()) == pytest.approx(1)
     assert table["member"].tolist() == ["mel resnet 1", "mel resnet 2", "mfcc resnet 1", "mfcc resnet 2"]
-    assert "of this clip of 2.00 s the middle" in note
-    assert demo_page.heard(predictor, samples[:100], 16000)[3] == ""
+    assert "This clip is 2.00 s long; the model uses its middle" in note
+    assert demo.answer_of(predictor, samples[:100], 16000)[3] == ""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sklearn.metrics import classification_report
 
 from audio_mnist.config import to_plain
 from audio_mnist.data.prepare import PreparedCorpus, prepare
-from audio_mnist.report import errors_page as diagnosis
+from audio_mnist.report import errors_page
 from audio_mnist.report.errors_page import Answers
 from tests.conftest import Browser, composed
 
@@ -35,7 +35,7 @@ def test_per_class_equals_sklearns_report(corpus: PreparedCorpus) -> None:
     """Precision, recall and F1, of a class without any clip too."""
     given = answers(corpus, [0, 1, 9])
     truth, predicted = corpus.targets(), given.joint.argmax(axis=1)
-    table = diagnosis.per_class(truth, predicted, corpus.class_names).set_index("class")
+    table = errors_page.per_class(truth, predicted, corpus.class_names).set_index("class")
     expected = classification_report(truth, predicted, target_names=corpus.class_names, output_dict=True)
     for name in corpus.class_names:
         for ours, theirs in (
@@ -46,14 +46,14 @@ def test_per_class_equals_sklearns_report(corpus: PreparedCorpus) -> None:
         ):
             assert table.loc[name, ours] == pytest.approx(expected[name][theirs])
     assert table.loc["macro mean", "f1"] == pytest.approx(expected["macro avg"]["f1-score"])
-    lone = diagnosis.per_class(np.zeros(3, int), np.zeros(3, int), ("a", "b"))
+    lone = errors_page.per_class(np.zeros(3, int), np.zeros(3, int), ("a", "b"))
     assert lone["recall"].tolist() == [1.0, 0.0, 0.5]
 
 
 def test_tables_by_speaker_and_duration(corpus: PreparedCorpus) -> None:
     """Every clip once, the errors where they were made."""
     given = answers(corpus, [0, 4])
-    found = diagnosis.tables(corpus, given)
+    found = errors_page.tables(corpus, given)
     assert list(found) == ["by class", "by speaker", "by duration (s)"]
     by_speaker = found["by speaker"].set_index("speaker")
     of_wrong = corpus.manifest["speaker"].iloc[[0, 4]].value_counts()
@@ -68,7 +68,7 @@ def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: Prepared
     """One player and one picture a feature for each error; names are escaped; the csv files are there."""
     configs = {name: to_plain(composed("data=folder", "data.root=x", f"feature={name}")) for name in ("mel", "mfcc")}
     configs["mel again"] = configs["mel"]
-    paths = diagnosis.write(tmp_path, corpus, [answers(corpus, [2, 7, 20])], configs, "tones <b>& more</b>")
+    paths = errors_page.write(tmp_path, corpus, [answers(corpus, [2, 7, 20])], configs, "tones <b>& more</b>")
     assert [path.name for path in paths] == ["errors.html", "by_class.csv", "by_speaker.csv", "by_duration.csv"]
     text = paths[0].read_text()
     assert text.count("<audio ") == 3 and text.count("<img ") == 6
@@ -81,11 +81,11 @@ def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: Prepared
 
 def test_page_shows_the_worst_first_and_not_too_many(corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordered by the true class' probability."""
-    monkeypatch.setattr(diagnosis, "MOST_CLIPS", 2)
+    monkeypatch.setattr(errors_page, "MOST_CLIPS", 2)
     given = answers(corpus, [2, 7, 20])
     truth = corpus.targets()
     given.joint[7, truth[7]], given.joint[20, truth[20]] = 0.01, 0.05
-    text = diagnosis.page(corpus, [given], {}, "tones")
+    text = errors_page.page(corpus, [given], {}, "tones")
     shown = [text.find(html.escape(corpus.manifest["clip_id"][row])) for row in (7, 20, 2)]
     assert 0 < shown[0] < shown[1] and shown[2] == -1
     assert "3 of 24 clips wrong" in text and text.count("<audio ") == 2
@@ -94,7 +94,7 @@ def test_page_shows_the_worst_first_and_not_too_many(corpus: PreparedCorpus, mon
 def test_page_opens_in_a_browser(corpus: PreparedCorpus, tmp_path: Path, browser: Browser) -> None:
     """The sound decodes to the clip's length and the pictures to their pixels, in headless Chromium."""
     configs = {"Mel": to_plain(composed("data=folder", "data.root=x", "feature=mel"))}
-    (path, *_) = diagnosis.write(tmp_path, corpus, [answers(corpus, [3])], configs, "tones")
+    (path, *_) = errors_page.write(tmp_path, corpus, [answers(corpus, [3])], configs, "tones")
     probe = """async () => {
         const player = document.querySelector('audio'), image = document.querySelector('img');
         await image.decode();

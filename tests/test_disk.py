@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from audio_mnist.data import build_store as waveforms
+from audio_mnist.data import build_store
 from audio_mnist.errors import RunError
-from audio_mnist.inference import predictor as inference
-from audio_mnist.inference import recordings as predicting
+from audio_mnist.inference.load import load_predictor
+from audio_mnist.inference.predict import predict
 from audio_mnist.tracking.tracker import Tracker
-from audio_mnist.training import run as training
+from audio_mnist.training.run import train
 from tests.conftest import Trained, run_command, write_tones
 from tests.test_resuming import start, training_runs
 
@@ -97,9 +97,9 @@ def test_predictions_on_a_full_disk(small_disk: Path, trained: Trained) -> None:
     output = small_disk / "p.csv"
     filled = fill(small_disk)
     with pytest.raises(Exception, match=r"output=.*p.csv: cannot be written \(No space left on device\)"):
-        predicting.predict(trained.config(trained.tones, output))
+        predict(trained.config(trained.tones, output))
     filled.unlink()
-    assert predicting.predict(trained.config(trained.tones, output)) == 0
+    assert predict(trained.config(trained.tones, output)) == 0
     assert len(output.read_text().splitlines()) == 25
 
 
@@ -109,7 +109,7 @@ def test_database_cut_short_is_one_clear_error(
 ) -> None:
     """Nothing is written to it, and nothing is made in its place."""
     cfg = tone_config()
-    training.train(cfg)
+    train(cfg)
     path = tmp_path / "mlruns" / "mlflow.db"
     for beside in ("mlflow.db-wal", "mlflow.db-shm"):
         (tmp_path / "mlruns" / beside).unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def test_database_cut_short_is_one_clear_error(
     cut = content[: int(len(content) * share)] or b"not a database"
     path.write_bytes(cut)
     with pytest.raises(RunError, match="the tracking store cannot be used"):
-        training.train(cfg)
+        train(cfg)
 
 
 def test_store_of_another_version_is_not_read(
@@ -125,12 +125,12 @@ def test_store_of_another_version_is_not_read(
 ) -> None:
     """A cache written by an older version stays where it is; another is built beside it."""
     cfg = tone_config()
-    training.train(cfg)
+    train(cfg)
     before = set(cache_dir.glob("waveforms-*"))
-    monkeypatch.setattr(waveforms, "VERSION", waveforms.VERSION + 1)
-    training.train(cfg)
+    monkeypatch.setattr(build_store, "VERSION", build_store.VERSION + 1)
+    train(cfg)
     (new,) = {path for path in set(cache_dir.glob("waveforms-*")) - before if path.is_dir()}
-    assert f'"version": {waveforms.VERSION}' in (new / "meta.json").read_text()
+    assert f'"version": {build_store.VERSION}' in (new / "meta.json").read_text()
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
@@ -138,7 +138,7 @@ def test_moved_or_copied_project_keeps_its_runs(
     tone_config: Callable[..., DictConfig], tmp_path: Path, how: str
 ) -> None:
     """MLflow's addresses are absolute: they follow the folder, and new runs are kept in the new one."""
-    training.train(tone_config())
+    train(tone_config())
     old, new = tmp_path / "mlruns", tmp_path / "elsewhere" / "mlruns"
     shutil.copytree(old, new)
     if how == "moved":
@@ -147,7 +147,7 @@ def test_moved_or_copied_project_keeps_its_runs(
     (run,) = training_runs(Tracker(uri, "audio-mnist"))
     if how == "copied":  # what is read is the copy's own
         shutil.rmtree(old / "artifacts")
-    assert inference.load_predictor(Tracker(uri, "audio-mnist"), run.id).class_names == ["high", "low", "mid"]
-    training.train(tone_config(f"tracking.uri={uri}", "seed=1"))
+    assert load_predictor(Tracker(uri, "audio-mnist"), run.id).class_names == ["high", "low", "mid"]
+    train(tone_config(f"tracking.uri={uri}", "seed=1"))
     assert len(list((new / "artifacts").glob("*/artifacts/checkpoints/best.ckpt"))) == 2
     assert not list((old / "artifacts").glob("*/artifacts/checkpoints/best.ckpt"))

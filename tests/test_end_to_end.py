@@ -20,12 +20,11 @@ import torch
 from omegaconf import DictConfig
 
 from audio_mnist import features
-from audio_mnist.ensemble import members
-from audio_mnist.ensemble import run as combining
+from audio_mnist.ensemble.run import ensemble
 from audio_mnist.errors import AudioMnistError, RunError
-from audio_mnist.scoring import calibration
-from audio_mnist.scoring import mixture as ensembling
-from audio_mnist.tracking import tracker as tracking
+from audio_mnist.scoring import calibration, mixture
+from audio_mnist.tracking.predictions import logged_predictions, probabilities_of
+from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.classifier import Classifier
 from audio_mnist.training.run import train
 from tests.conftest import PROJECT, MlflowServer, composed, free_port, run_command, untraced, write_tones
@@ -53,8 +52,8 @@ class Swept:
     def ensemble(self, *overrides: str) -> DictConfig:
         return composed(*overrides, f"tracking.uri={self.uri}", name="ensemble")
 
-    def tracker(self) -> tracking.Tracker:
-        return tracking.Tracker(self.uri, "audio-mnist")
+    def tracker(self) -> Tracker:
+        return Tracker(self.uri, "audio-mnist")
 
 
 def found(pattern: str, text: str) -> str:
@@ -115,7 +114,7 @@ def test_sweep_table_agrees_with_its_runs(swept: Swept) -> None:
     for run_id in swept.ids:
         run = tracker.get(run_id)
         assert run is not None
-        tables[run.name.split()[0], int(run.tags["fold"])] = members.logged_predictions(tracker, run_id)
+        tables[run.name.split()[0], int(run.tags["fold"])] = logged_predictions(tracker, run_id)
         assert f"{run.metrics['best/accuracy']:.4f}" in swept.output
     row = re.search(r"Ensemble +│ (0\.\d{4}) │ (0\.\d{4})", swept.output)
     assert row
@@ -131,7 +130,7 @@ def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
     """run_ids=latest as typed: table, intervals, paired comparison, files, a tracked run under the same parent."""
     done = run_command(swept.folder, "ensemble.py", "run_ids=latest")
     assert done.returncode == 0, done.stderr
-    assert "Ensemble less best single" in done.stdout and "permutation test over" in done.stdout
+    assert "Ensemble minus best single" in done.stdout and "permutation test over" in done.stdout
     assert done.stdout.count("95% interval") >= 3
     tracker = swept.tracker()
     run = tracker.get(found(r"tracked: run (\w+)", done.stdout))
@@ -147,10 +146,10 @@ def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
 
 def test_ensemble_averages_the_members_by_hand(swept: Swept, tmp_path: Path) -> None:
     """Out of fold, each clip's probabilities are the mean of the two runs that did not train on it."""
-    combining.ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids)}]", "calibrate=none"), tmp_path)
+    ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids)}]", "calibrate=none"), tmp_path)
     written = pd.read_csv(tmp_path / "predictions.csv", dtype={"label": str}).set_index("clip_id")
     columns = [f"p:{digit}" for digit in range(10)]
-    logged = pd.concat(members.logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
+    logged = pd.concat(logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
     mean = logged.groupby("clip_id")[columns].mean()
     np.testing.assert_allclose(written.loc[mean.index, columns], mean, atol=1e-5)
 
@@ -158,10 +157,10 @@ def test_ensemble_averages_the_members_by_hand(swept: Swept, tmp_path: Path) -> 
 @pytest.mark.parametrize("how", ["logit_mean", "vote"])
 def test_ensemble_combines_in_other_ways(swept: Swept, tmp_path: Path, how: str) -> None:
     """combine= decides what is written, out of fold (two members) and on the test split (four)."""
-    combining.ensemble(swept.ensemble("run_ids=latest", f"combine={how}", "calibrate=none"), tmp_path)
+    ensemble(swept.ensemble("run_ids=latest", f"combine={how}", "calibrate=none"), tmp_path)
     written = pd.read_csv(tmp_path / "predictions.csv", dtype={"label": str}).set_index("clip_id")
     columns = [f"p:{digit}" for digit in range(10)]
-    logged = pd.concat(members.logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
+    logged = pd.concat(logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
     if how == "logit_mean":
         geometric = np.exp(np.log(logged.set_index("clip_id")[columns]).groupby("clip_id").mean())
         expected = geometric.div(geometric.sum(axis=1), axis=0)
@@ -174,8 +173,8 @@ def test_ensemble_combines_in_other_ways(swept: Swept, tmp_path: Path, how: str)
 
 def test_ensemble_calibrates_out_of_fold(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Each fold's probabilities at the temperature of the others; answers stay; errors and picture are logged."""
-    combining.ensemble(swept.ensemble("run_ids=latest", "calibrate=none"), tmp_path / "raw")
-    metrics = combining.ensemble(swept.ensemble("run_ids=latest"), tmp_path / "calibrated")
+    ensemble(swept.ensemble("run_ids=latest", "calibrate=none"), tmp_path / "raw")
+    metrics = ensemble(swept.ensemble("run_ids=latest"), tmp_path / "calibrated").metrics
     raw, mended = (
         pd.read_csv(tmp_path / name / "predictions.csv", dtype={"label": str, "predicted": str})
         for name in ("raw", "calibrated")
@@ -200,34 +199,34 @@ def test_ensemble_stacks_with_weights_of_the_other_folds(
     swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """combine=stack: the printed weights are those of all clips out of fold, each fold is scored with the others'."""
-    metrics = combining.ensemble(swept.ensemble("run_ids=latest", "combine=stack", "calibrate=none"), tmp_path)
+    metrics = ensemble(swept.ensemble("run_ids=latest", "combine=stack", "calibrate=none"), tmp_path).metrics
     logged = {}
     for run_id in swept.ids:
         run = swept.tracker().get(run_id)
         assert run is not None
-        logged[run.name.split()[0], int(run.tags["fold"])] = members.logged_predictions(swept.tracker(), run_id)
+        logged[run.name.split()[0], int(run.tags["fold"])] = logged_predictions(swept.tracker(), run_id)
     columns = [f"p:{digit}" for digit in range(10)]
     p = {fold: np.stack([logged[name, fold][columns].to_numpy() for name in ("mel", "mfcc")]) for fold in (0, 1)}
     truth = {fold: logged["mel", fold]["label"].astype(int).to_numpy() for fold in (0, 1)}
     written = pd.read_csv(tmp_path / "predictions.csv").set_index("clip_id")
     for fold in (0, 1):
-        weights = ensembling.fit_weights(p[1 - fold], truth[1 - fold])
+        weights = mixture.fit_weights(p[1 - fold], truth[1 - fold])
         ids = logged["mel", fold]["clip_id"]
         np.testing.assert_allclose(written.loc[ids, columns], np.tensordot(weights, p[fold], axes=1), atol=1e-4)
-    both = ensembling.fit_weights(np.concatenate([p[0], p[1]], axis=1), np.concatenate([truth[0], truth[1]]))
+    both = mixture.fit_weights(np.concatenate([p[0], p[1]], axis=1), np.concatenate([truth[0], truth[1]]))
     assert [metrics["weight/Mel"], metrics["weight/MFCC"]] == pytest.approx(both.tolist(), abs=1e-3)
     assert f"Mel {metrics['weight/Mel']:.3f}, MFCC {metrics['weight/MFCC']:.3f}" in capsys.readouterr().out
 
 
 def test_ensemble_scores_the_svm_on_the_same_folds(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """baseline=svm: one row more in each table, better than chance, compared with the ensemble, and no member of it."""
-    metrics = combining.ensemble(swept.ensemble("run_ids=latest", "baseline=svm"), tmp_path)
+    metrics = ensemble(swept.ensemble("run_ids=latest", "baseline=svm"), tmp_path).metrics
     printed = capsys.readouterr().out
     row = re.findall(r"SVM \(MFCC statistics\) +│ +(0\.\d{4})", printed)
-    assert len(row) == 3 and "Ensemble less SVM (MFCC statistics), paired on 60 clips" in printed
+    assert len(row) == 3 and "Ensemble minus SVM (MFCC statistics), paired on 60 clips" in printed
     assert float(row[1]) == pytest.approx(metrics["oof/baseline_accuracy"], abs=5e-5)
     assert metrics["oof/baseline_accuracy"] >= 0.15  # of ten classes, learnt from 30 clips
-    alone = combining.ensemble(swept.ensemble("run_ids=latest"), tmp_path)
+    alone = ensemble(swept.ensemble("run_ids=latest"), tmp_path).metrics
     assert alone["oof/accuracy"] == metrics["oof/accuracy"]
 
 
@@ -255,7 +254,7 @@ def test_ensemble_feeds_each_member_its_own_feature(
         return forward(self, x)
 
     monkeypatch.setattr(Classifier, "forward", checked)
-    combining.ensemble(swept.ensemble("run_ids=latest"), tmp_path)
+    ensemble(swept.ensemble("run_ids=latest"), tmp_path)
     assert seen["mel"] > 0 and seen["mfcc"] > 0
 
 
@@ -263,7 +262,7 @@ def test_ensemble_of_one_feature_has_no_comparison(swept: Swept, tmp_path: Path,
     """A cross-validated single feature is its own out-of-fold score."""
     tracker = swept.tracker()
     mel = [run_id for run_id in swept.ids if (run := tracker.get(run_id)) and run.name.startswith("mel ")]
-    metrics = combining.ensemble(swept.ensemble(f"run_ids=[{','.join(mel)}]"), tmp_path)
+    metrics = ensemble(swept.ensemble(f"run_ids=[{','.join(mel)}]"), tmp_path).metrics
     printed = capsys.readouterr().out
     assert "Mel" in printed and "Ensemble" not in printed and "oof/gain" not in metrics
 
@@ -272,7 +271,7 @@ def test_ensemble_of_uneven_folds_compares_common_clips(
     swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Where one feature lacks a fold, all are scored on the clips that all have, and the note says so."""
-    metrics = combining.ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids[:3])}]"), tmp_path)
+    metrics = ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids[:3])}]"), tmp_path).metrics
     assert metrics["oof/n"] == 30
     assert "compared on the 30 clips that all scored" in capsys.readouterr().out
 
@@ -286,7 +285,7 @@ def test_ensemble_refuses_runs_with_id_and_reason(swept: Swept, tmp_path: Path) 
     dead.end("FAILED")
     ids = [swept.ids[0], "0" * 32, swept.ids[1], swept.ids[1], first.parent_id, dead.id]
     with pytest.raises(RunError) as caught:
-        combining.ensemble(swept.ensemble(f"run_ids=[{','.join(map(str, ids))}]"), tmp_path)
+        ensemble(swept.ensemble(f"run_ids=[{','.join(map(str, ids))}]"), tmp_path)
     message = str(caught.value)
     assert message.startswith("4 of the runs cannot join")
     for run_id, reason in (
@@ -319,7 +318,7 @@ def test_ensemble_refuses_runs_that_do_not_match(
     other = tracker.start("other", kind="train", tags={k: v for k, v in tags.items() if k != "kind"}, params={})
     other.end("FINISHED")
     with pytest.raises(RunError, match=f"{other.id}: .*{reason}"):
-        combining.ensemble(swept.ensemble(f"run_ids=[{swept.ids[0]},{other.id}]"), tmp_path)
+        ensemble(swept.ensemble(f"run_ids=[{swept.ids[0]},{other.id}]"), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["deleted", "halved", "swapped", "forged"])
@@ -341,7 +340,7 @@ def test_ensemble_refuses_a_damaged_checkpoint(copied: Swept, tmp_path: Path, da
         table.to_csv(predictions, index=False)
     reason = {"deleted": "cannot be read", "halved": "is damaged"}.get(damage, "gives other probabilities")
     with pytest.raises(RunError, match=f"run {run_id}: .*{reason}"):
-        combining.ensemble(copied.ensemble("run_ids=latest"), tmp_path / "out")
+        ensemble(copied.ensemble("run_ids=latest"), tmp_path / "out")
 
 
 def test_ensemble_refuses_a_corpus_that_changed(tmp_path: Path) -> None:
@@ -350,10 +349,10 @@ def test_ensemble_refuses_a_corpus_that_changed(tmp_path: Path) -> None:
     options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     train(composed(*options, uri))
-    run = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")._search("")[0]
+    run = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist").search()[0]
     soundfile.write(root / "low" / "s0_0.wav", 0.1 * np.ones(2000), 8000)
     with pytest.raises(RunError, match="the corpus changed since run"):
-        combining.ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
+        ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
 
 
 def test_ensemble_writes_the_competitions_submission(tmp_path: Path) -> None:
@@ -363,9 +362,9 @@ def test_ensemble_writes_the_competitions_submission(tmp_path: Path) -> None:
     options = ["data=dacon", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
     for fold in (0, 1):
         train(composed(*options, uri, f"fold={fold}"))
-    runs = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")._search("")
+    runs = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist").search()
     ids = ",".join(run.id for run in runs)
-    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out")
+    metrics = ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out").metrics
     assert "test/accuracy" not in metrics
     submission = pd.read_csv(tmp_path / "out" / "submission.csv", dtype=str)
     assert submission["file_name"].tolist() == ["002.wav", "000.wav", "003.wav", "001.wav"]
@@ -376,7 +375,7 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
     """A fresh store has no sweep."""
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     with pytest.raises(AudioMnistError, match="run_ids=latest: no sweep with a finished run"):
-        combining.ensemble(composed("run_ids=latest", uri, name="ensemble"), tmp_path)
+        ensemble(composed("run_ids=latest", uri, name="ensemble"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -478,13 +477,13 @@ def test_sweep_with_a_failing_job_finishes_the_others(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "2 of 4 runs finished" in done.stdout and done.stdout.count("FAILED, run") == 2
-    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    runs = tracker.search(kind="train")
     assert sorted(run.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     failed = next(run for run in runs if run.status == "FAILED")
     with tracker.artifact(failed.id, "traceback.txt") as path:
         assert "NaN" in path.read_text()
-    parents = tracker._search("tags.`audio_mnist.kind` = 'sweep'")
+    parents = tracker.search(kind="sweep")
     assert [parent.status for parent in parents] == ["FAILED"]
 
 
@@ -511,8 +510,8 @@ def test_sweep_survives_the_kill_of_a_worker(tmp_path: Path) -> None:
     rest, errors = process.communicate(timeout=200)
     output = "".join(lines) + rest
     assert process.returncode != 0
-    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    runs = tracker.search(kind="train")
     statuses = [run.status for run in runs]
     assert set(statuses) <= {"FINISHED", "KILLED"}
     assert statuses.count("FINISHED") >= 1
@@ -521,7 +520,7 @@ def test_sweep_survives_the_kill_of_a_worker(tmp_path: Path) -> None:
     assert output.count(": KILLED, run") == statuses.count("KILLED")
     for run in runs:
         if run.status == "FINISHED":
-            assert len(members.logged_predictions(tracker, run.id)) == 24
+            assert len(logged_predictions(tracker, run.id)) == 24
 
 
 @pytest.mark.slow
@@ -568,8 +567,8 @@ def test_sweep_is_reported_when_hydra_shows_full_errors(tmp_path: Path) -> None:
         env={**os.environ, "HYDRA_FULL_ERROR": "1"},
     )
     assert done.returncode != 0 and "0 of 2 runs finished" in done.stdout
-    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    assert [run.status for run in tracker._search("")] == ["FAILED"]
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    assert [run.status for run in tracker.search()] == ["FAILED"]
 
 
 def test_ensemble_joins_members_of_two_sample_rates(tmp_path: Path) -> None:
@@ -579,8 +578,8 @@ def test_ensemble_joins_members_of_two_sample_rates(tmp_path: Path) -> None:
     options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
     for rate_hz in (8000, 6000):
         train(composed(*options, uri, f"data.sample_rate_hz={rate_hz}"))
-    ids = ",".join(run.id for run in tracking.Tracker(uri.partition("=")[2], "audio-mnist")._search(""))
-    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out")
+    ids = ",".join(run.id for run in Tracker(uri.partition("=")[2], "audio-mnist").search())
+    metrics = ensemble(composed(f"run_ids=[{ids}]", uri, name="ensemble"), tmp_path / "out").metrics
     assert metrics["oof/n"] == 12
 
 
@@ -591,12 +590,12 @@ def test_ensemble_refuses_a_submission_with_gaps(tmp_path: Path) -> None:
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     options = ["data=dacon", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
     train(composed(*options, uri, "data.on_bad_clip=skip"))
-    tracker = tracking.Tracker(uri.partition("=")[2], "audio-mnist")
-    run = tracker._search("")[0]
+    tracker = Tracker(uri.partition("=")[2], "audio-mnist")
+    run = tracker.search()[0]
     with tracker.artifact(run.id, "left_out.txt") as path:
         assert path.read_text() == "test/001.wav\n"
     with pytest.raises(AudioMnistError, match=r"1 clips without a prediction, 001.wav first"):
-        combining.ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
+        ensemble(composed(f"run_ids=[{run.id}]", uri, name="ensemble"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -618,8 +617,8 @@ def test_train_and_ensemble_on_a_server(server: str, tmp_path: Path) -> None:
     options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]
     for feature in ("mel", "mfcc"):
         train(composed(*options, f"feature={feature}", f"tracking.uri={server}"))
-    ids = ",".join(run.id for run in tracking.Tracker(server, "audio-mnist")._search(""))
-    metrics = combining.ensemble(composed(f"run_ids=[{ids}]", f"tracking.uri={server}", name="ensemble"), tmp_path)
+    ids = ",".join(run.id for run in Tracker(server, "audio-mnist").search())
+    metrics = ensemble(composed(f"run_ids=[{ids}]", f"tracking.uri={server}", name="ensemble"), tmp_path).metrics
     assert metrics["oof/n"] == 12
     assert not (tmp_path / "mlruns").exists()
     assert list((tmp_path / "art").rglob("best.ckpt"))
@@ -653,17 +652,17 @@ def variants(tmp_path: Path) -> tuple[Path, str]:
 def test_sweep_over_variants_prints_paired_differences(variants: tuple[Path, str]) -> None:
     """One row a variant; ensemble accuracy, its difference and log loss are those of the logged predictions."""
     folder, printed = variants
-    tracker = tracking.Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
+    tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
     p: dict[str, list[np.ndarray]] = {}
     truth: list[int] = []
-    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+    runs = tracker.search(kind="train")
     assert len(runs) == 10  # MFCCs are trained once for default and unscaled
     for fold in ("0", "1"):
         run_of = {(r.tags["variant"], r.tags["feature"]): r for r in runs if r.tags["fold"] == fold}
         for variant, mfcc in (("default", "default"), ("no_noise", "no_noise"), ("unscaled", "default")):
             of_fold = [run_of[variant, "mel"], run_of[mfcc, "mfcc"]]
-            tables = [members.logged_predictions(tracker, run.id) for run in of_fold]
-            p.setdefault(variant, []).append(np.mean([members.probabilities_of(table) for table in tables], axis=0))
+            tables = [logged_predictions(tracker, run.id) for run in of_fold]
+            p.setdefault(variant, []).append(np.mean([probabilities_of(table) for table in tables], axis=0))
         truth += [["high", "low", "mid"].index(label) for label in tables[0]["label"]]
     right = {name: np.concatenate(parts).argmax(axis=1) == truth for name, parts in p.items()}
     loss = {name: calibration.log_loss(np.concatenate(parts), np.array(truth)).mean() for name, parts in p.items()}
@@ -691,16 +690,16 @@ def test_ensemble_takes_seeds_and_any_number_of_features(
             ["feature=spectrogram", *small],
         ):
             train(composed(*settings, uri, f"fold={fold}", *overrides))
-    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    ids = [run.id for run in tracker._search("tags.`audio_mnist.kind` = 'train'")]
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    ids = [run.id for run in tracker.search(kind="train")]
     cfg = composed(f"run_ids=[{','.join(ids)}]", "calibrate=none", uri, name="ensemble")
-    combining.ensemble(cfg, tmp_path)
+    ensemble(cfg, tmp_path)
     printed = capsys.readouterr().out
     for label in ("Mel seed=0", "Mel seed=1", "PCEN", "Gammatone", "Spectrogram", "Ensemble"):
         assert f"│ {label} " in printed, printed
     written = pd.read_csv(tmp_path / "predictions.csv").set_index("clip_id")
     columns = ["p:high", "p:low", "p:mid"]
-    logged = pd.concat(members.logged_predictions(tracker, run_id) for run_id in ids)
+    logged = pd.concat(logged_predictions(tracker, run_id) for run_id in ids)
     mean = logged.groupby("clip_id")[columns].mean()
     assert logged.groupby("clip_id").size().eq(5).all()
     np.testing.assert_allclose(written.loc[mean.index, columns], mean, atol=1e-5)

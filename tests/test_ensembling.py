@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audio_mnist.scoring import mixture as ensembling
+from audio_mnist.scoring import mixture
 
 
 def random_members(members: int = 3, clips: int = 50, classes: int = 4) -> np.ndarray:
@@ -13,7 +13,7 @@ def random_members(members: int = 3, clips: int = 50, classes: int = 4) -> np.nd
 @pytest.mark.parametrize("how", ["mean", "logit_mean", "vote"])
 def test_combine_gives_probabilities(how: str) -> None:
     """Rows sum to one, nothing is negative."""
-    p = ensembling.combine(random_members(), how)
+    p = mixture.combine(random_members(), how)
     assert p.shape == (50, 4) and (p >= 0).all()
     np.testing.assert_allclose(p.sum(axis=1), 1)
 
@@ -22,29 +22,29 @@ def test_combine_gives_probabilities(how: str) -> None:
 def test_combine_of_equal_members_is_that_member(how: str) -> None:
     """Three copies of one member change nothing."""
     one = random_members(1)[0]
-    np.testing.assert_allclose(ensembling.combine(np.stack([one] * 3), how), one)
+    np.testing.assert_allclose(mixture.combine(np.stack([one] * 3), how), one)
 
 
 def test_combine_by_hand() -> None:
     """Two members, two classes, worked on paper."""
     p = np.array([[[0.9, 0.1]], [[0.4, 0.6]]])
-    np.testing.assert_allclose(ensembling.combine(p, "mean"), [[0.65, 0.35]])
+    np.testing.assert_allclose(mixture.combine(p, "mean"), [[0.65, 0.35]])
     a, b = (0.9 * 0.4) ** 0.5, (0.1 * 0.6) ** 0.5
-    np.testing.assert_allclose(ensembling.combine(p, "logit_mean"), [[a / (a + b), b / (a + b)]])
+    np.testing.assert_allclose(mixture.combine(p, "logit_mean"), [[a / (a + b), b / (a + b)]])
 
 
 def test_combine_vote_counts_heads_and_breaks_ties_by_mean() -> None:
     """Two of three outvote a sure one; one against one is settled by the mean."""
     three = np.array([[[0.99, 0.01]], [[0.49, 0.51]], [[0.49, 0.51]]])
-    assert ensembling.combine(three, "vote").argmax() == 1
-    assert ensembling.combine(three, "mean").argmax() == 0
-    assert ensembling.combine(three[:2], "vote").argmax() == 0
+    assert mixture.combine(three, "vote").argmax() == 1
+    assert mixture.combine(three, "mean").argmax() == 0
+    assert mixture.combine(three[:2], "vote").argmax() == 0
 
 
 def test_combine_refuses_an_unknown_way() -> None:
     """The message lists the ways."""
     with pytest.raises(ValueError, match="expected mean, logit_mean or vote"):
-        ensembling.combine(random_members(), "median")
+        mixture.combine(random_members(), "median")
 
 
 def mixed_members(weights: list[float], n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +59,7 @@ def mixed_members(weights: list[float], n: int = 4000) -> tuple[np.ndarray, np.n
 @pytest.mark.parametrize("weights", [[0.7, 0.3], [0.2, 0.5, 0.3], [1.0, 0.0]])
 def test_fit_weights_finds_the_mixture(weights: list[float]) -> None:
     """Labels drawn from a weighted mean give its weights back; none negative, sum 1."""
-    found = ensembling.fit_weights(*mixed_members(weights))
+    found = mixture.fit_weights(*mixed_members(weights))
     np.testing.assert_allclose(found, weights, atol=0.04)
     assert (found >= 0).all() and found.sum() == pytest.approx(1)
 
@@ -69,7 +69,7 @@ def test_fit_weights_is_the_minimum() -> None:
     p, targets = mixed_members([0.6, 0.4], n=200)
     of_truth = p[:, np.arange(200), targets]
     losses = {w: -np.log(w * of_truth[0] + (1 - w) * of_truth[1]).mean() for w in np.linspace(0, 1, 1001)}
-    assert ensembling.fit_weights(p, targets)[0] == pytest.approx(min(losses, key=lambda w: losses[w]), abs=2e-3)
+    assert mixture.fit_weights(p, targets)[0] == pytest.approx(min(losses, key=lambda w: losses[w]), abs=2e-3)
 
 
 def test_stack_is_nested() -> None:
@@ -77,7 +77,7 @@ def test_stack_is_nested() -> None:
     p, targets = mixed_members([0.7, 0.3], n=300)
     fold_of = np.arange(300) % 3
     turned = np.where(fold_of == 0, (targets + 1) % 4, targets)
-    first, second = (ensembling.stack(p, labels, fold_of) for labels in (targets, turned))
+    first, second = (mixture.stack(p, labels, fold_of) for labels in (targets, turned))
     np.testing.assert_array_equal(first[fold_of == 0], second[fold_of == 0])
     assert not np.allclose(first[fold_of == 1], second[fold_of == 1], atol=1e-4)
 
@@ -85,4 +85,4 @@ def test_stack_is_nested() -> None:
 def test_stack_of_one_fold_is_the_mean() -> None:
     """There are no others to learn from."""
     p, targets = mixed_members([0.7, 0.3], n=50)
-    np.testing.assert_array_equal(ensembling.stack(p, targets, np.zeros(50)), ensembling.combine(p, "mean"))
+    np.testing.assert_array_equal(mixture.stack(p, targets, np.zeros(50)), mixture.combine(p, "mean"))

@@ -7,12 +7,11 @@ import pytest
 import soundfile
 import torch
 
-from audio_mnist import cli as command
-from audio_mnist import features
+from audio_mnist import cli, features
 from audio_mnist.config import to_plain
 from audio_mnist.data.prepare import prepare
-from audio_mnist.explore import run as exploring
-from audio_mnist.report import plots as pictures
+from audio_mnist.explore.describe import describe
+from audio_mnist.report import plots
 from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import composed, run_command, write_tones
 
@@ -33,7 +32,7 @@ def odd_tones(tones: Path) -> Path:
 def test_describe_finds_what_is_wrong_with_clips(odd_tones: Path) -> None:
     """Copies, nearly silent and clipped clips, and each file's own rate."""
     data = to_plain(composed("data=folder", f"data.root={odd_tones}", "data.on_bad_clip=skip"))["data"]
-    table = exploring.describe(prepare(data)).set_index("clip_id")
+    table = describe(prepare(data)).set_index("clip_id")
     assert table.index[table["duplicate"]].tolist() in (["low/s9_copy.wav"], ["low/s0_0.wav"])
     assert table.index[table["quiet"]].tolist() == ["mid/s9_quiet.wav"]
     assert table.index[table["clipped"]].tolist() == ["mid/s9_clipped.wav"]
@@ -53,13 +52,13 @@ def test_explore_command(odd_tones: Path, tmp_path: Path) -> None:
     assert cells["mid"][:3] == ["10", "0", "5"] and cells["mid"][6:9] == ["0", "1", "1"]
     assert cells["all"][:3] == ["28", "0", "5"] and cells["low"][6] == "1"
     assert "8000 Hz (27 clips), 11025 Hz (1 clips)" in done.stdout
-    assert "cannot be used (named above): 1 clips" in done.stdout and "s9_bad.wav" in done.stdout
+    assert "unusable (named above): 1 clips" in done.stdout and "s9_bad.wav" in done.stdout
     names = {"clip", "examples_mel", "augmented_mel", "examples_mfcc", "augmented_mfcc", "durations", "classes"}
     folder = next((tmp_path / "mlruns" / "hydra").iterdir())
     assert {path.stem for path in folder.glob("*.png")} == names
     assert all(path.stat().st_size > 10_000 for path in folder.glob("*.png"))
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    run = tracker._search("tags.`audio_mnist.kind` = 'explore'")[0]
+    run = tracker.search(kind="explore")[0]
     assert run.status == "FINISHED" and run.metrics["duplicates"] == 1
     artifacts = {Path(item.path).stem for item in tracker.client.list_artifacts(run.id, "figures")}
     assert artifacts == names
@@ -85,7 +84,7 @@ def test_explore_refuses(tones: Path, tmp_path: Path, overrides: list[str], mess
 
 def test_explore_arguments() -> None:
     """`feature=mel,mfcc` needs no -m here."""
-    assert command.explore_arguments(["data=fsdd", "feature=mel,mfcc"]) == ["data=fsdd", "features=[mel,mfcc]"]
+    assert cli.explore_arguments(["data=fsdd", "feature=mel,mfcc"]) == ["data=fsdd", "features=[mel,mfcc]"]
 
 
 def test_spectrograms_have_real_axes() -> None:
@@ -94,7 +93,7 @@ def test_spectrograms_have_real_axes() -> None:
     front_end = features.build(settings, 8000)
     t = np.arange(8000) / 8000
     clip = (np.sin(2 * np.pi * 1000 * t) * (t >= 0.5)).astype(np.float32)
-    figure = pictures.anatomy(clip, 8000, {"mel": front_end}, "tone")
+    figure = plots.anatomy(clip, 8000, {"mel": front_end}, "tone")
     axis = figure.axes[1]
     image = axis.images[0]
     x = np.asarray(image.get_array())
@@ -117,7 +116,7 @@ def test_grid_of_every_feature(name: str) -> None:
     front_end = features.build(to_plain(composed(f"feature={name}"))["feature"], 20_000)
     x = front_end(0.1 * torch.randn(5, 1, 20_000))[:, 0].numpy()
     assert len(front_end.row_values()) == x.shape[1]
-    assert len(pictures.grid(x, front_end, name).axes) == 9  # two rows of four, and the colours
+    assert len(plots.grid(x, front_end, name).axes) == 9  # two rows of four, and the colours
 
 
 def test_explore_without_augmentation_and_tracking(tmp_path: Path) -> None:

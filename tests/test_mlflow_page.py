@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_mnist.tracking.tracker import Tracker
+from audio_mnist.tracking.tracker import Tracker, newest
 from tests.conftest import Browser, MlflowServer, untraced, write_tones
 
 pytestmark = pytest.mark.slow
@@ -45,9 +45,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     joined = untraced(folder, "ensemble.py", "run_ids=latest")
     assert joined.returncode == 0, joined.stdout + joined.stderr
     tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
-    ensemble = tracker.latest("ensemble")
+    ensemble = newest(tracker.search(kind="ensemble"))
     assert ensemble is not None and ensemble.parent_id is not None
-    ids = [run.id for run in tracker.children(ensemble.parent_id)]
+    ids = [run.id for run in tracker.search(kind="train", parent_id=ensemble.parent_id)]
     server = MlflowServer(folder, "ui", "--backend-store-uri", "sqlite:///mlruns/mlflow.db")
     try:
         server.start()

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 
 from audio_mnist.errors import ConfigError, DataError, RunError
-from audio_mnist.inference import predictor as inference
-from audio_mnist.inference import recordings as predicting
+from audio_mnist.inference import recordings
+from audio_mnist.inference.load import load_predictor
+from audio_mnist.inference.predict import predict
 from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import Trained, composed, run_command
 
@@ -25,7 +26,7 @@ def test_predictions_are_the_ensembles_own(trained: Trained, tmp_path: Path, com
     """The test clips' probabilities equal those that ensemble.py wrote, however the members are joined."""
     expected = trained.join(combine)
     expected = expected[expected["scored"] == "test"].set_index("clip_id")
-    assert predicting.predict(trained.config(f"[{','.join(trained.test)}]", tmp_path / "out.csv", "batch_size=4")) == 0
+    assert predict(trained.config(f"[{','.join(trained.test)}]", tmp_path / "out.csv", "batch_size=4")) == 0
     got = table(tmp_path / "out.csv")
     columns = [f"p:{name}" for name in CLASSES]
     assert len(expected) == len(got) == 6
@@ -39,12 +40,12 @@ def test_predictions_are_the_ensembles_own(trained: Trained, tmp_path: Path, com
 
 def test_single_run_predicts(trained: Trained, tmp_path: Path) -> None:
     """A training run's id is a model of one member."""
-    predictor = inference.load_predictor(trained.tracker, trained.ids[0])
+    predictor = load_predictor(trained.tracker, trained.ids[0])
     assert len(predictor.classifiers) == 1
-    predicting.predict(trained.config(trained.test[0], tmp_path / "out.csv", f"model={trained.ids[0]}"))
+    predict(trained.config(trained.test[0], tmp_path / "out.csv", f"model={trained.ids[0]}"))
     samples, rate = soundfile.read(trained.test[0], dtype="float32")
     p = table(tmp_path / "out.csv").filter(like="p:").to_numpy()
-    np.testing.assert_allclose(p, predictor.predict([(samples, rate)]), atol=1e-5)
+    np.testing.assert_allclose(p, predictor.predict_batch([(samples, rate)]), atol=1e-5)
 
 
 def test_unreadable_recordings_are_named_at_the_end(
@@ -60,7 +61,7 @@ def test_unreadable_recordings_are_named_at_the_end(
     soundfile.write(audio / "d.wav", samples, 11_025)
     (audio / "notes.txt").write_text("no recording")
     with caplog.at_level("INFO"):
-        assert predicting.predict(trained.config(audio, tmp_path / "out.csv")) == 2
+        assert predict(trained.config(audio, tmp_path / "out.csv")) == 2
     assert [Path(path).name for path in table(tmp_path / "out.csv")["path"]] == ["c.wav", "d.wav"]
     assert "2 recordings could not be read" in caplog.text
     assert "a.wav: not a recording" in caplog.text and "b.flac: the file is empty" in caplog.text
@@ -69,17 +70,17 @@ def test_unreadable_recordings_are_named_at_the_end(
 def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut in mid-line, the same command predicts the rest, and the whole equals an undisturbed one."""
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
-    predicting.predict(trained.config(trained.tones, whole))
+    predict(trained.config(trained.tones, whole))
     text = whole.read_bytes()
     lines = text.splitlines(keepends=True)
     cut.write_bytes(b"".join(lines[:10]) + lines[10][:20])
     decoded = []
-    decode = predicting.decode
-    monkeypatch.setattr(predicting, "decode", lambda path, limits: (decoded.append(path), decode(path, limits))[1])
-    predicting.predict(trained.config(trained.tones, cut))
+    decode = recordings.decode
+    monkeypatch.setattr(recordings, "decode", lambda path, limits: (decoded.append(path), decode(path, limits))[1])
+    predict(trained.config(trained.tones, cut))
     first = 1  # decoded again: are its rows still what the model says?
     assert cut.read_bytes() == text and len(decoded) == 24 - 9 + first
-    predicting.predict(trained.config(trained.tones, cut, "resume=false"))
+    predict(trained.config(trained.tones, cut, "resume=false"))
     assert cut.read_bytes() == text and len(decoded) == 24 - 9 + first + 24
 
 
@@ -87,27 +88,27 @@ def test_half_of_a_long_recording_is_predicted_again(trained: Trained, tmp_path:
     """Its windows that were written before the disk was full do not make the others be missed."""
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     audio = f"[{','.join(trained.test[:2])}]"
-    predicting.predict(trained.config(audio, whole, "window_s=0.1"))
+    predict(trained.config(audio, whole, "window_s=0.1"))
     lines = whole.read_bytes().splitlines(keepends=True)
     for kept in (lines, lines[:-2], [*lines[:-2], lines[-2][:9]], lines[:3]):
         cut.write_bytes(b"".join(kept))
-        predicting.predict(trained.config(audio, cut, "window_s=0.1"))
+        predict(trained.config(audio, cut, "window_s=0.1"))
         assert cut.read_bytes() == whole.read_bytes()
 
 
 def test_middle_of_a_long_recording_is_what_the_whole_has_there(trained: Trained, tmp_path: Path) -> None:
     """What is cut off to save memory changes no answer, resampled or not."""
-    predictor = inference.load_predictor(trained.tracker, "latest")
+    predictor = load_predictor(trained.tracker, "latest")
     for rate in (8000, 11_025):
         long = (0.1 * np.random.default_rng(rate).standard_normal(round(9.3 * rate))).astype(np.float32)
         soundfile.write(tmp_path / f"{rate}.wav", long, rate, subtype="FLOAT")
-        assert len(predicting._middle(long, rate, 4 * predictor.window_s)) < len(long) / 2
-        predicting.predict(trained.config(tmp_path / f"{rate}.wav", tmp_path / f"{rate}.csv"))
+        assert len(recordings._middle(long, rate, 4 * predictor.window_s)) < len(long) / 2
+        predict(trained.config(tmp_path / f"{rate}.wav", tmp_path / f"{rate}.csv"))
         p = table(tmp_path / f"{rate}.csv").filter(like="p:").to_numpy()
-        np.testing.assert_allclose(p, predictor.predict([(long, rate)]), atol=1e-5)
-    assert predictor.window_s <= predictor.heard_s < 2 * predictor.window_s
+        np.testing.assert_allclose(p, predictor.predict_batch([(long, rate)]), atol=1e-5)
+    assert predictor.window_s <= predictor.used_s < 2 * predictor.window_s
     predictor.classifiers[0].placements = 5
-    assert predictor.heard_s == np.inf  # spread over all of a clip
+    assert predictor.used_s == np.inf  # spread over all of a clip
 
 
 def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_output_of_another_model_is_not_touched(trained: Trained, tmp_path: Path
     output = tmp_path / "out.csv"
     output.write_text("path,label\nx,y\n")
     with pytest.raises(DataError, match=r"out\.csv: it has other columns"):
-        predicting.predict(trained.config(trained.tones, output))
+        predict(trained.config(trained.tones, output))
     assert output.read_text() == "path,label\nx,y\n"
 
 
@@ -133,11 +134,11 @@ def test_rows_of_another_model_are_not_gone_on_from(
 ) -> None:
     """Another model of the same classes, or other windows: one file never has rows of both."""
     output = tmp_path / "out.csv"
-    predicting.predict(trained.config(trained.test[0], output, *(b.format(*trained.ids) for b in before)))
+    predict(trained.config(trained.test[0], output, *(b.format(*trained.ids) for b in before)))
     text = output.read_text()
     other = trained.config(trained.tones, output, *(n.format(*trained.ids) for n in now))
-    with pytest.raises(DataError, match=r"out\.csv: its rows are not what this model says"):
-        predicting.predict(other)
+    with pytest.raises(DataError, match=r"out\.csv: this model gives other answers"):
+        predict(other)
     assert output.read_text() == text
 
 
@@ -149,18 +150,18 @@ def test_windows_slide_over_a_long_recording(
     long = (0.1 * rng.standard_normal(round(2.2 * rate))).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", long, rate, subtype="FLOAT")
     config = trained.config(tmp_path / "long.wav", tmp_path / "out.csv", "window_s=0.5", "hop_s=0.4", "batch_size=2")
-    predicting.predict(config)
+    predict(config)
     got = table(tmp_path / "out.csv")
     np.testing.assert_allclose(got["start_s"], [0, 0.4, 0.8, 1.2, 1.6, 2.0], atol=1e-3)
     np.testing.assert_allclose(got["end_s"], [0.5, 0.9, 1.3, 1.7, 2.1, 2.2], atol=1e-3)
-    predictor = inference.load_predictor(trained.tracker, "latest")
+    predictor = load_predictor(trained.tracker, "latest")
     pieces = [
         (long[round(s * rate) : round(e * rate)], rate) for s, e in zip(got["start_s"], got["end_s"], strict=True)
     ]
-    np.testing.assert_allclose(got.filter(like="p:").to_numpy(), predictor.predict(pieces), atol=1e-5)
+    np.testing.assert_allclose(got.filter(like="p:").to_numpy(), predictor.predict_batch(pieces), atol=1e-5)
     with caplog.at_level("INFO"):
-        predicting.predict(trained.config(tmp_path / "long.wav", tmp_path / "middle.csv"))
-    assert "only their middle was heard; window_s=" in caplog.text
+        predict(trained.config(tmp_path / "long.wav", tmp_path / "middle.csv"))
+    assert "it used only their middle; window_s=" in caplog.text
 
 
 def test_find_audio(tmp_path: Path) -> None:
@@ -170,29 +171,29 @@ def test_find_audio(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "list.csv").write_text("path,label\nb.wav,x\n")
     both = [str(tmp_path / "b.wav"), str(tmp_path / "deep/er/a.FLAC")]
-    assert predicting.find_audio(str(tmp_path)) == both
-    assert predicting.find_audio([str(tmp_path / "list.csv"), str(tmp_path)]) == both
+    assert recordings.find_audio(str(tmp_path)) == both
+    assert recordings.find_audio([str(tmp_path / "list.csv"), str(tmp_path)]) == both
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no recordings found"):
-        predicting.find_audio(str(tmp_path / "empty"))
+        recordings.find_audio(str(tmp_path / "empty"))
     with pytest.raises(DataError, match="no such file or folder"):
-        predicting.find_audio(str(tmp_path / "gone.wav"))
+        recordings.find_audio(str(tmp_path / "gone.wav"))
 
 
 def test_models_that_cannot_predict_are_refused(trained: Trained, tmp_path: Path) -> None:
     """Unknown, empty store, an ensemble of an older version, members that are gone."""
     with pytest.raises(RunError, match="model=0123: neither a run nor a registered model"):
-        inference.load_predictor(trained.tracker, "0123")
+        load_predictor(trained.tracker, "0123")
     with pytest.raises(RunError, match=r"model=latest: no ensemble .*make one with ensemble\.py"):
-        inference.load_predictor(Tracker(f"sqlite:///{tmp_path}/mlflow.db", "audio-mnist"), "latest")
+        load_predictor(Tracker(f"sqlite:///{tmp_path}/mlflow.db", "audio-mnist"), "latest")
     old = trained.tracker.start("old", kind="ensemble", tags={}, params={})
     old.end("FINISHED")
     with pytest.raises(RunError, match=r"ensemble\.json cannot be read .*make the ensemble again"):
-        inference.load_predictor(trained.tracker, old.id)
+        load_predictor(trained.tracker, old.id)
     trained.tracker.client.delete_run(old.id)
     sweep = trained.tracker.start("sweep", kind="sweep", tags={}, params={})
     with pytest.raises(RunError, match="not an ensemble or a training run but a sweep"):
-        inference.load_predictor(trained.tracker, sweep.id)
+        load_predictor(trained.tracker, sweep.id)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_models_that_cannot_predict_are_refused(trained: Trained, tmp_path: Path
 def test_validate_predict_refuses(overrides: list[str], message: str) -> None:
     """The message names the key."""
     with pytest.raises(ConfigError, match=message):
-        predicting.predict(composed(*overrides, name="predict"))
+        predict(composed(*overrides, name="predict"))
 
 
 def test_command(trained: Trained, tmp_path: Path) -> None:

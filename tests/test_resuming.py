@@ -16,13 +16,14 @@ import torch
 from omegaconf import DictConfig
 
 from audio_mnist.config import to_plain
-from audio_mnist.ensemble.members import logged_predictions
-from audio_mnist.tracking.run import Run
+from audio_mnist.ensemble.members import latest_sweep
+from audio_mnist.system import locks
+from audio_mnist.tracking.predictions import logged_predictions
+from audio_mnist.tracking.run import MlflowRun
 from audio_mnist.tracking.tracker import BEST_CHECKPOINT, RunRecord, Tracker
-from audio_mnist.training import callbacks as hooks
-from audio_mnist.training import resume as resuming
-from audio_mnist.training import run as training
+from audio_mnist.training import callbacks, identity, resume
 from audio_mnist.training.classifier import Classifier
+from audio_mnist.training.run import train
 from tests.conftest import PROJECT, untraced, write_tones
 
 
@@ -32,19 +33,19 @@ class PowerError(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """The next run breaks when `epoch` is over and its metrics are not logged yet; those not yet sent are lost."""
-    plain, plain_end = Classifier.on_train_epoch_end, Run.end
+    plain, plain_end = Classifier.on_train_epoch_end, MlflowRun.end
 
     def breaking(self: Classifier) -> None:
         plain(self)
         if self.current_epoch == epoch:
             raise PowerError
 
-    def end(self: Run, status: str) -> None:
+    def end(self: MlflowRun, status: str) -> None:
         self._waiting.clear()
         plain_end(self, status)
 
     monkeypatch.setattr(Classifier, "on_train_epoch_end", breaking)
-    monkeypatch.setattr(Run, "end", end)
+    monkeypatch.setattr(MlflowRun, "end", end)
 
 
 def train_until(epoch: int, cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,7 @@ def train_until(epoch: int, cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         stop_after(patch, epoch)
         with pytest.raises(PowerError):
-            training.train(cfg)
+            train(cfg)
 
 
 def tracker_of(cfg: DictConfig) -> Tracker:
@@ -60,7 +61,7 @@ def tracker_of(cfg: DictConfig) -> Tracker:
 
 
 def training_runs(tracker: Tracker) -> list[RunRecord]:
-    return tracker._search("tags.`audio_mnist.kind` = 'train'")
+    return tracker.search(kind="train")
 
 
 def histories(tracker: Tracker, run: RunRecord) -> dict[str, list[tuple[int, float]]]:
@@ -110,13 +111,13 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     whole = tone_config(
         "resume_every_s=0", "trainer.max_epochs=8", *overrides, f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db"
     )
-    training.train(whole)
+    train(whole)
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=8", *overrides)
     for epoch in (2, 5):
         train_until(epoch, cfg, monkeypatch)
     (stopped,) = training_runs(tracker_of(cfg))
     assert stopped.status == "FAILED" and stopped.tags["error"].startswith("PowerError")
-    training.train(cfg)
+    train(cfg)
     (run,) = training_runs(tracker_of(cfg))
     assert run.id == stopped.id and run.status == "FINISHED" and "error" not in run.tags
     (expected,) = training_runs(tracker_of(whole))
@@ -134,7 +135,7 @@ def test_run_goes_on_from_its_last_state_not_from_the_start(
     seen = []
     plain = Classifier.on_train_epoch_end
     monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
-    training.train(cfg)
+    train(cfg)
     assert seen == [4, 5]
 
 
@@ -144,20 +145,20 @@ def test_state_whose_metrics_were_never_sent_is_not_gone_on_from(
     """A process killed between an epoch's state and its metrics, and the next one soon after: no value is lost."""
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.KeepState, "on_train_epoch_start", lambda *_: None)
-        patch.setattr(Run, "flush", lambda run: run._waiting.clear())  # nothing is ever sent
+        patch.setattr(callbacks.KeepState, "on_train_epoch_start", lambda *_: None)
+        patch.setattr(MlflowRun, "flush", lambda run: run._waiting.clear())  # nothing is ever sent
         stop_after(patch, 4)
         with pytest.raises(PowerError):
-            training.train(cfg)
+            train(cfg)
     assert list((tmp_path / "mlruns" / "resume").rglob("pending.ckpt"))
     tracker = tracker_of(cfg)
     (run,) = training_runs(tracker)
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "flush", lambda run: run._waiting.clear())
+        patch.setattr(MlflowRun, "flush", lambda run: run._waiting.clear())
         stop_after(patch, 0)
         with pytest.raises(PowerError):
-            training.train(cfg)
-    training.train(cfg)
+            train(cfg)
+    train(cfg)
     steps = sorted(m.step for m in tracker.client.get_metric_history(run.id, "train/loss"))
     assert steps == list(range(6))
 
@@ -170,16 +171,16 @@ def test_damaged_state_is_left_and_the_run_starts_again(
     whole = tone_config(
         "resume_every_s=0", "trainer.max_epochs=4", f"tracking.uri=sqlite:///{tmp_path}/whole/mlflow.db"
     )
-    training.train(whole)
+    train(whole)
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=4")
     train_until(2, cfg, monkeypatch)
     (path,) = (tmp_path / "mlruns" / "resume").rglob("last.ckpt")
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"x" * 1000, "empty": b""}[damage])
     said = []
-    monkeypatch.setattr(resuming.log, "warning", lambda *args: said.append(args[0] % args[1:]))
-    training.train(cfg)
-    assert said == [f"{path} is damaged: this run starts at its first epoch again"]
+    monkeypatch.setattr(resume.log, "warning", lambda *args: said.append(args[0] % args[1:]))
+    train(cfg)
+    assert said == [f"{path} is damaged: this run starts again at its first epoch"]
     ((run,), (expected,)) = training_runs(tracker_of(cfg)), training_runs(tracker_of(whole))
     assert_same((tracker_of(cfg), run), (tracker_of(whole), expected))
 
@@ -191,9 +192,7 @@ def test_run_goes_on_under_settings_that_change_no_bits(
     cfg = tone_config("resume_every_s=0", "trainer.max_epochs=6")
     train_until(4, cfg, monkeypatch)
     moved = shutil.copytree(Path(cfg.data.root), tmp_path / "moved")
-    training.train(
-        tone_config("trainer.max_epochs=6", f"data.root={moved}", "resume_every_s=3", "trainer.progress_bar=false")
-    )
+    train(tone_config("trainer.max_epochs=6", f"data.root={moved}", "resume_every_s=3", "trainer.progress_bar=false"))
     (run,) = training_runs(tracker_of(cfg))
     assert run.status == "FINISHED" and [step for step, _ in histories(tracker_of(cfg), run)["train/loss"]] == [
         *range(6)
@@ -204,21 +203,21 @@ def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkey
     """A run of its own beside the broken one, which stays as it is."""
     cfg = tone_config("trainer.max_epochs=2")
     train_until(0, cfg, monkeypatch)
-    training.train(tone_config("trainer.max_epochs=2", "resume=false"))
+    train(tone_config("trainer.max_epochs=2", "resume=false"))
     assert [run.status for run in training_runs(tracker_of(cfg))] == ["FAILED", "FINISHED"]
 
 
 def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config: Callable[..., DictConfig]) -> None:
     """A run of an older version of the package is neither gone on with nor taken over."""
     settings = to_plain(tone_config())
-    key = resuming.job_key(settings, "corpus", "folds")
-    assert key == resuming.job_key(settings | {"variant": "other name", "resume": False}, "corpus", "folds")
-    assert key != resuming.job_key(settings | {"seed": 1}, "corpus", "folds")
-    assert key != resuming.job_key(settings, "other clips", "folds")
-    assert key != resuming.job_key(settings, "corpus", "other folds")
-    assert key != resuming.job_key(settings | {"trainer": settings["trainer"] | {"threads": 2}}, "corpus", "folds")
-    monkeypatch.setattr(resuming, "code_version", lambda: "other")
-    assert key != resuming.job_key(settings, "corpus", "folds")
+    key = identity.job_key(settings, "corpus", "folds")
+    assert key == identity.job_key(settings | {"variant": "other name", "resume": False}, "corpus", "folds")
+    assert key != identity.job_key(settings | {"seed": 1}, "corpus", "folds")
+    assert key != identity.job_key(settings, "other clips", "folds")
+    assert key != identity.job_key(settings, "corpus", "other folds")
+    assert key != identity.job_key(settings | {"trainer": settings["trainer"] | {"threads": 2}}, "corpus", "folds")
+    monkeypatch.setattr(identity, "code_version", lambda: "other")
+    assert key != identity.job_key(settings, "corpus", "folds")
 
 
 def test_other_noise_is_another_job(tmp_path: Path, tone_config: Callable[..., DictConfig]) -> None:
@@ -227,9 +226,9 @@ def test_other_noise_is_another_job(tmp_path: Path, tone_config: Callable[..., D
     (tmp_path / "noise" / "a.wav").write_bytes(b"one")
     folder = f"augment.background.folder={tmp_path}/noise"
     on, off = (to_plain(tone_config(folder, f"augment.background.probability={p}")) for p in (0.5, 0.0))
-    before = [resuming.job_key(settings, "corpus", "folds") for settings in (on, off)]
+    before = [identity.job_key(settings, "corpus", "folds") for settings in (on, off)]
     (tmp_path / "noise" / "a.wav").write_bytes(b"other")
-    after = [resuming.job_key(settings, "corpus", "folds") for settings in (on, off)]
+    after = [identity.job_key(settings, "corpus", "folds") for settings in (on, off)]
     assert before[0] != after[0] and before[1] == after[1]
 
 
@@ -241,18 +240,18 @@ def test_place_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         return {"tracking": {"uri": uri, "experiment": "e"}, "resume_dir": folder}
 
     relative = of("sqlite:///mlruns/mlflow.db")
-    here = resuming.resume_dir(relative)
-    assert here == resuming.resume_dir(of(f"sqlite:///{tmp_path}/mlruns/../mlruns/mlflow.db"))
-    assert here.parent == tmp_path / "mlruns" / "resume" and resuming.place(relative) == ""
+    here = resume.resume_dir(relative)
+    assert here == resume.resume_dir(of(f"sqlite:///{tmp_path}/mlruns/../mlruns/mlflow.db"))
+    assert here.parent == tmp_path / "mlruns" / "resume" and resume.resume_id(relative) == ""
     monkeypatch.chdir(tmp_path.parent)
-    moved = resuming.resume_dir(relative)
+    moved = resume.resume_dir(relative)
     assert moved != here and moved.name == here.name
     uris = (f"sqlite:///{tmp_path}/a/mlflow.db", f"sqlite:///{tmp_path}/b/mlflow.db", "http://x:1", "http://y:1")
-    assert len({resuming.resume_dir(of(uri, "shared")) for uri in uris}) == 4
-    ids = [resuming.place(of("http://x:1", folder)) for folder in (None, "shared", "shared")]
+    assert len({resume.resume_dir(of(uri, "shared")) for uri in uris}) == 4
+    ids = [resume.resume_id(of("http://x:1", folder)) for folder in (None, "shared", "shared")]
     assert ids[0] != ids[1] == ids[2] != ""
     shutil.move(tmp_path.parent / "shared", tmp_path / "moved")
-    assert resuming.place(of("http://x:1", str(tmp_path / "moved"))) == ids[1]
+    assert resume.resume_id(of("http://x:1", str(tmp_path / "moved"))) == ids[1]
 
 
 def test_run_of_another_place_is_not_gone_on_with(
@@ -263,14 +262,14 @@ def test_run_of_another_place_is_not_gone_on_with(
         tone_config("resume_every_s=0", "trainer.max_epochs=5", f"resume_dir={tmp_path}/{name}")
         for name in ("here", "elsewhere")
     )
-    monkeypatch.setattr(resuming, "place", lambda settings: settings["resume_dir"])
+    monkeypatch.setattr(resume, "resume_id", lambda settings: settings["resume_dir"])
     train_until(2, here, monkeypatch)
     train_until(3, elsewhere, monkeypatch)
     (first, second) = training_runs(tracker_of(here))
     seen = []
     plain = Classifier.on_train_epoch_end
     monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
-    training.train(here)
+    train(here)
     assert seen[0] > 0, "its own state, not that of the newer run, is gone on from"
     statuses = {run.id: run.status for run in training_runs(tracker_of(here))}
     assert statuses == {first.id: "FINISHED", second.id: "FAILED"}
@@ -281,19 +280,19 @@ def test_run_trained_anew_holds_its_lock(
 ) -> None:
     """resume=false: nobody goes on with it while it lives."""
     cfg = tone_config("resume=false")
-    folder = resuming.resume_dir(to_plain(cfg))
+    folder = resume.resume_dir(to_plain(cfg))
     seen = []
     plain = Classifier.on_train_epoch_end
 
     def look(self: Classifier) -> None:
         (run,) = training_runs(tracker_of(cfg))
-        seen.append(resuming.is_held(folder, run.tags["job"]))
+        seen.append(locks.is_held(folder, run.tags["job"]))
         plain(self)
 
     monkeypatch.setattr(Classifier, "on_train_epoch_end", look)
-    training.train(cfg)
+    train(cfg)
     (run,) = training_runs(tracker_of(cfg))
-    assert seen == [True] and not resuming.is_held(folder, run.tags["job"])
+    assert seen == [True] and not locks.is_held(folder, run.tags["job"])
 
 
 SWEEP = (
@@ -320,12 +319,12 @@ def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
     assert table_of(again.stdout) == table_of(first.stdout) != ""
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     assert len(training_runs(tracker)) == 4
-    assert len(tracker._search("tags.`audio_mnist.kind` = 'sweep'")) == 1
+    assert len(tracker.search(kind="sweep")) == 1
     larger = untraced(tmp_path, *quick[:-1], "seed=0,1", "-m")
     assert larger.returncode == 0, larger.stdout + larger.stderr
     assert "4 of them are finished already" in larger.stdout and "8 of 8 runs finished" in larger.stdout
     assert len(training_runs(tracker)) == 8
-    assert len(tracker.latest_sweep()[1]) == 8  # what ensemble.py run_ids=latest combines
+    assert len(latest_sweep(tracker)[1]) == 8  # what ensemble.py run_ids=latest combines
     anew = untraced(tmp_path, *quick[:-1], "resume=false", "-m")
     assert anew.returncode == 0 and "finished already" not in anew.stdout
     assert len(training_runs(tracker)) == 12
@@ -352,9 +351,9 @@ def assert_whole(folder: Path, runs: int) -> Tracker:
     with sqlite3.connect(folder / "mlruns" / "mlflow.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
-    assert {run.status for run in tracker._search("")} == {"FINISHED"}
+    assert {run.status for run in tracker.search()} == {"FINISHED"}
     assert len(training_runs(tracker)) == len({run.tags["job"] for run in training_runs(tracker)}) == runs
-    assert len(tracker._search("tags.`audio_mnist.kind` = 'sweep'")) == 1
+    assert len(tracker.search(kind="sweep")) == 1
     assert list((folder / "mlruns" / "resume").rglob("*.ckpt")) == []
     return tracker
 
@@ -399,7 +398,7 @@ def test_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert "Traceback" not in output and "KILLED" in output
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    assert "RUNNING" not in {run.status for run in tracker._search("")}
+    assert "RUNNING" not in {run.status for run in tracker.search()}
     again = untraced(tmp_path, *SWEEP)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "goes on after epoch" in again.stdout

@@ -33,11 +33,11 @@ def test_four_sweeps_at_once_on_a_fresh_folder_lose_nothing(tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
-    parents = tracker._search("tags.`audio_mnist.kind` = 'sweep'")
-    assert len(parents) == 4 and {run.status for run in tracker._search("")} == {"FINISHED"}
+    parents = tracker.search(kind="sweep")
+    assert len(parents) == 4 and {run.status for run in tracker.search()} == {"FINISHED"}
     for parent, output in zip(sorted(parents, key=lambda p: p.id), outputs, strict=True):
         assert "4 of 4 runs finished" in output
-        runs = tracker.children(parent.id)
+        runs = tracker.search(kind="train", parent_id=parent.id)
         assert len(runs) == 4
         for run in runs:
             steps = [m.step for m in tracker.client.get_metric_history(run.id, "train/loss")]

@@ -20,14 +20,15 @@ import soundfile
 import torch
 
 from audio_mnist.errors import ConfigError, RunError
-from audio_mnist.inference import predictor as inference
-from audio_mnist.inference import recordings as predicting
-from audio_mnist.inference.predictor import Predictor, load_predictor
+from audio_mnist.inference.load import load_predictor
+from audio_mnist.inference.predict import predict
+from audio_mnist.inference.predictor import Predictor
 from audio_mnist.schema import validate_ensemble
 from audio_mnist.scoring.mixture import Mixture
-from audio_mnist.serving import onnx_graph as exporting
-from audio_mnist.serving import register as registry
+from audio_mnist.serving import onnx_graph, register
 from audio_mnist.system import devices
+from audio_mnist.tracking.registry import MODEL
+from audio_mnist.tracking.tracker import newest
 from tests.conftest import Trained, composed, run_command
 
 
@@ -37,7 +38,7 @@ def test_graph_joins_members_as_the_mixture_does(combine: str, temperature: floa
     """Five members of two recipes, in torch and in numpy."""
     p = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0)).mul(3).softmax(dim=2)
     mixture = Mixture(("a", "a", "b", "b", "b"), combine, {"a": 0.3, "b": 0.7}, temperature)
-    np.testing.assert_allclose(exporting._mixed(mixture, p).numpy(), mixture(p.numpy()), atol=1e-6)
+    np.testing.assert_allclose(onnx_graph._mixed(mixture, p).numpy(), mixture(p.numpy()), atol=1e-6)
 
 
 def windows_of(session: onnxruntime.InferenceSession, clips: list[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
@@ -78,13 +79,13 @@ def test_graph_alone_under_onnxruntime_equals_the_predictor(trained: Trained, tm
     placed = type(mel)(**dict(mel.hparams) | {"views": {"placements": 2, "speeds": [1.0, 1.1]}}).eval()
     slow = dict(mfcc.hparams) | {"sample_rate_hz": 6000, "clip_samples": 2000}
     predictor = Predictor("x", "", (mel, placed, type(mfcc)(**slow).eval()), Mixture(tuple("abc"), "mean", {}, 0.5))
-    exporting.export(predictor, tmp_path / "graph.onnx")
+    onnx_graph.export(predictor, tmp_path / "graph.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
     assert len(session.get_inputs()) == 4  # mel's centre, its two other places, the other rate
     for clips in (noises(), noises()[:1], [(np.zeros(4000, np.float32), 8000)] * 2):
         p, members = session.run(["probabilities", "members"], windows_of(session, clips))
-        np.testing.assert_allclose(members, predictor.members(clips), atol=1e-5)
-        np.testing.assert_allclose(p, predictor.predict(clips), atol=1e-5)
+        np.testing.assert_allclose(members, predictor.member_probabilities(clips), atol=1e-5)
+        np.testing.assert_allclose(p, predictor.predict_batch(clips), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +96,14 @@ def registered(trained: Trained) -> Trained:
 
 def test_registered_model_holds_a_graph_and_text_alone(registered: Trained) -> None:
     """Nothing in it is pickled, and its code names no module of this package."""
-    run = registered.tracker.latest("ensemble")
+    run = newest(registered.tracker.search(kind="ensemble"))
     assert run is not None
-    with registered.tracker.artifact(run.id, registry.MODEL) as folder:
+    with registered.tracker.artifact(run.id, MODEL) as folder:
         files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         assert files == {
-            *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "served.py", "artifacts/ensemble.onnx")
+            *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "pyfunc.py", "artifacts/ensemble.onnx")
         }
-        code = (folder / "served.py").read_text()
+        code = (folder / "pyfunc.py").read_text()
         needs = {line.split("==")[0] for line in (folder / "requirements.txt").read_text().split()}
     assert "import audio_mnist" not in code and "from audio_mnist" not in code
     assert needs == {"mlflow", "numpy", "pandas", "soxr", "onnxruntime"}
@@ -110,14 +111,14 @@ def test_registered_model_holds_a_graph_and_text_alone(registered: Trained) -> N
 
 def test_predict_finds_a_registered_model_by_name_alias_and_version(registered: Trained, tmp_path: Path) -> None:
     """The newest version, the alias, a version by number, with or without models:/."""
-    newest = registered.tracker.latest("ensemble")
-    assert newest is not None
+    run = newest(registered.tracker.search(kind="ensemble"))
+    assert run is not None
     first = registered.tracker.client.get_model_version("tones", "1").run_id
     for name in ("tones", "tones@champion", "models:/tones@champion"):
-        assert load_predictor(registered.tracker, name).run_id == newest.id
+        assert load_predictor(registered.tracker, name).run_id == run.id
     assert load_predictor(registered.tracker, "models:/tones/1").run_id == first
     output = tmp_path / "p.csv"
-    assert predicting.predict(registered.config(registered.test[0], output, "model=tones@champion")) == 0
+    assert predict(registered.config(registered.test[0], output, "model=tones@champion")) == 0
     assert len(pd.read_csv(output)) == 1
 
 
@@ -139,9 +140,9 @@ def test_predict_says_which_versions_there_are(registered: Trained, model: str, 
 def test_register_moves_the_alias_to_a_new_version(trained: Trained) -> None:
     """The same name twice: two versions, the alias at the second."""
     predictor = load_predictor(trained.tracker, trained.ids[0])
-    assert registry.register(trained.tracker, predictor, "again", "best") == 1
+    assert register.register(trained.tracker, predictor, "again", "best") == 1
     other = load_predictor(trained.tracker, trained.ids[1])
-    assert registry.register(trained.tracker, other, "again", "best") == 2
+    assert register.register(trained.tracker, other, "again", "best") == 2
     assert load_predictor(trained.tracker, "again@best").run_id == trained.ids[1]
 
 
@@ -149,7 +150,7 @@ def test_register_moves_the_alias_to_a_new_version(trained: Trained) -> None:
 def test_register_refuses_names_that_cannot_be_looked_up(name: str) -> None:
     """Before anything is predicted."""
     with pytest.raises(ConfigError, match=f"register={name}: expected a letter"):
-        registry.check(name)
+        register.check(name)
 
 
 @pytest.mark.parametrize("alias", ["latest", "a b", "1"])
@@ -221,7 +222,7 @@ def test_server_answers_as_predict_does(server: str, registered: Trained, tmp_pa
         soundfile.write(tmp_path / f"{number}.wav", samples, rate_hz, subtype="FLOAT")
         paths.append(str(tmp_path / f"{number}.wav"))
     output = tmp_path / "p.csv"
-    assert predicting.predict(registered.config(f"[{','.join(paths)}]", output, "model=tones@champion")) == 0
+    assert predict(registered.config(f"[{','.join(paths)}]", output, "model=tones@champion")) == 0
     expected = pd.read_csv(output, dtype={"label": str}).set_index("path")
     rows = []
     for path in paths:
@@ -280,4 +281,4 @@ def test_ensemble_command_registers_and_says_how_to_serve(trained: Trained, tmp_
     assert done.returncode == 0, done.stderr
     assert "registered: said version 1, alias champion" in done.stdout
     assert f"MLFLOW_TRACKING_URI={trained.uri} mlflow models serve -m models:/said@champion" in done.stdout
-    assert inference.load_predictor(trained.tracker, "said").class_names == ["high", "low", "mid"]
+    assert load_predictor(trained.tracker, "said").class_names == ["high", "low", "mid"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
+from audio_mnist.ensemble.members import latest_sweep
 from audio_mnist.errors import RunError
-from audio_mnist.tracking import backend as database
+from audio_mnist.tracking import backend
 from audio_mnist.tracking.run import list_of
 from audio_mnist.tracking.tracker import Tracker
 
@@ -50,10 +51,10 @@ def test_tracker_keeps_runs_under_their_sweep(tmp_path: Path) -> None:
     good.end("FINISHED")
     tracker.start("b", kind="train", tags={"fold": "1"}, params={}, parent_id=old.id).end("FAILED")
     tracker.start("c", kind="train", tags={"fold": "1"}, params={}, parent_id=new.id).end("KILLED")
-    children = tracker.children(old.id)
+    children = tracker.search(kind="train", parent_id=old.id)
     assert [(c.name, c.status, c.tags["fold"]) for c in children] == [("a", "FINISHED", "0"), ("b", "FAILED", "1")]
     assert children[0].metrics == {"best/accuracy": 0.5} and children[0].parent_id == old.id
-    parent, finished, newer = tracker.latest_sweep()
+    parent, finished, newer = latest_sweep(tracker)
     assert parent is not None and parent.id == old.id and [run.id for run in finished] == [good.id] and newer == 1
 
 
@@ -126,7 +127,7 @@ def test_an_error_does_not_tell_the_password_of_the_address(monkeypatch: pytest.
     def refuse(uri: str) -> None:
         raise MlflowException(f"API request to {uri}/api failed")
 
-    monkeypatch.setattr(database, "connect", refuse)
+    monkeypatch.setattr(backend, "connect", refuse)
     with pytest.raises(RunError, match=r"API request to http://someone:\*\*\*@host:5432/api failed") as caught:
         Tracker("http://someone:hunter2@host:5432", "audio-mnist")
     assert "hunter2" not in str(caught.value)

@@ -20,23 +20,23 @@ from audio_mnist.config import to_plain
 from audio_mnist.data.folds import assign_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.data.store import WaveformStore
-from audio_mnist.ensemble.members import logged_predictions, probabilities_of
 from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_train
 from audio_mnist.system import devices
-from audio_mnist.tracking import tracker as tracking
+from audio_mnist.tracking.predictions import FOLD_PREDICTIONS, logged_predictions, probabilities_of
+from audio_mnist.tracking.tracker import BEST_CHECKPOINT, RunRecord, Tracker
 from audio_mnist.training import datamodule
-from audio_mnist.training import run as training
 from audio_mnist.training.classifier import Classifier, load, predict_together
 from audio_mnist.training.datamodule import ClipDataModule, ResidentClips, ShuffledBatches
+from audio_mnist.training.run import train
 from tests.conftest import PROJECT, write_tones
 
 Config = Callable[..., DictConfig]
 
 
-def only_run(cfg: DictConfig) -> tuple[tracking.Tracker, tracking.RunRecord]:
-    tracker = tracking.Tracker(cfg.tracking.uri, cfg.tracking.experiment)
-    runs = tracker._search("tags.`audio_mnist.kind` = 'train'")
+def only_run(cfg: DictConfig) -> tuple[Tracker, RunRecord]:
+    tracker = Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+    runs = tracker.search(kind="train")
     assert len(runs) == 1
     return tracker, runs[0]
 
@@ -48,7 +48,7 @@ def prepared(cfg: DictConfig) -> PreparedCorpus:
 def test_train_logs_what_a_run_must_have(tone_config: Config) -> None:
     """Metrics an epoch and once, tags, parameters, checkpoint, config, predictions, picture; FINISHED."""
     cfg = tone_config("trainer.max_epochs=3", "fold=1")
-    metrics = training.train(cfg)
+    metrics = train(cfg).metrics
     tracker, run = only_run(cfg)
     assert run.status == "FINISHED"
     assert run.metrics["best/accuracy"] == metrics["best/accuracy"]
@@ -68,7 +68,7 @@ def test_train_logs_what_a_run_must_have(tone_config: Config) -> None:
 def test_train_logged_predictions_are_those_of_its_fold(tone_config: Config) -> None:
     """Clip ids of the scored fold, one probability a class, the accuracy that was logged."""
     cfg = tone_config("fold=1", "trainer.max_epochs=2")
-    metrics = training.train(cfg)
+    metrics = train(cfg).metrics
     tracker, run = only_run(cfg)
     corpus = prepared(cfg)
     folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
@@ -84,11 +84,11 @@ def test_train_logged_predictions_are_those_of_its_fold(tone_config: Config) -> 
 def test_train_checkpoint_alone_predicts_the_same(tone_config: Config) -> None:
     """Opened with weights_only, it holds class names, rate and length, and gives the logged probabilities."""
     cfg = tone_config("feature=mfcc", "trainer.max_epochs=2")
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     corpus = prepared(cfg)
     folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         raw = torch.load(path, weights_only=True)
         assert raw["hyper_parameters"]["class_names"] == ["high", "low", "mid"]
         assert raw["hyper_parameters"]["sample_rate_hz"] == 8000
@@ -101,7 +101,7 @@ def test_train_learns_the_tones(tone_config: Config, tmp_path: Path) -> None:
     """Three tones far apart are told apart almost always after 100 steps."""
     root = write_tones(tmp_path / "more", clips=30)
     cfg = tone_config(f"data.root={root}", "trainer.max_epochs=20", "trainer.batch_size=8", "augment=none")
-    assert training.train(cfg)["best/accuracy"] >= 0.9
+    assert train(cfg).metrics["best/accuracy"] >= 0.9
 
 
 def test_train_twice_gives_the_same_bits(tone_config: Config, tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_train_twice_gives_the_same_bits(tone_config: Config, tmp_path: Path) ->
     states = []
     for name in ("a", "b"):
         cfg = tone_config(f"tracking.uri=sqlite:///{tmp_path}/{name}/mlflow.db", "trainer.max_epochs=2")
-        training.train(cfg)
+        train(cfg)
         tracker, run = only_run(cfg)
-        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
             state = torch.load(path, weights_only=True)["state_dict"]
-        with tracker.artifact(run.id, tracking.FOLD_PREDICTIONS) as path:
+        with tracker.artifact(run.id, FOLD_PREDICTIONS) as path:
             states.append((state, path.read_bytes()))
     assert all(torch.equal(value, states[1][0][key]) for key, value in states[0][0].items())
     assert states[0][1] == states[1][1]
@@ -123,7 +123,7 @@ def test_train_twice_gives_the_same_bits(tone_config: Config, tmp_path: Path) ->
 def test_train_keeps_the_epoch_of_least_monitored_loss(tone_config: Config, selection: str) -> None:
     """inner watches its selection set, fold the scored fold, which is tagged optimistic."""
     cfg = tone_config("trainer.max_epochs=5", f"selection={selection}", "inner_folds=3")
-    metrics = training.train(cfg)
+    metrics = train(cfg).metrics
     tracker, run = only_run(cfg)
     monitored = "selection/loss" if selection == "inner" else "fold/loss"
     losses = [m.value for m in tracker.client.get_metric_history(run.id, monitored)]
@@ -138,9 +138,9 @@ def test_train_with_last_never_looks_at_the_fold(tone_config: Config, monkeypatc
 
     def weights(uri_name: str) -> dict[str, torch.Tensor]:
         cfg = tone_config("trainer.max_epochs=2", f"tracking.uri=sqlite:///{tone_config().data.root}/{uri_name}.db")
-        training.train(cfg)
+        train(cfg)
         tracker, run = only_run(cfg)
-        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
             return torch.load(path, weights_only=True)["state_dict"]
 
     honest = weights("a/a")
@@ -165,7 +165,7 @@ def test_train_early_stopping_ends_the_run_early(tone_config: Config) -> None:
         "trainer.max_epochs=40",
         "optimizer.lr=1.0",
     )
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     assert len(tracker.client.get_metric_history(run.id, "train/loss")) < 40
 
@@ -184,7 +184,7 @@ def test_train_that_dies_ends_with_its_traceback(
     monkeypatch.setattr(Classifier, "training_step", fall)
     cfg = tone_config()
     with pytest.raises((type(error), SystemExit)):
-        training.train(cfg)
+        train(cfg)
     tracker, run = only_run(cfg)
     assert run.status == status
     with tracker.artifact(run.id, "traceback.txt") as path:
@@ -199,13 +199,20 @@ def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
         corpus.manifest, assign_folds(corpus.manifest, count=2, group="none", seed=0), fold=0, selection="last"
     )
     plain = to_plain(cfg)
-    data = ClipDataModule(corpus, split, feature=plain["feature"], augment=plain["augment"], batch_size=5, seed=0)
+    data = ClipDataModule(
+        corpus,
+        split,
+        front_end=features.build(plain["feature"], corpus.store.sample_rate_hz),
+        augment=plain["augment"],
+        batch_size=5,
+        seed=0,
+    )
     batches = list(data.train_dataloader())
     assert [len(targets) for _, targets in batches] == [5, 5]
     rows, targets = batches[0]
     np.testing.assert_array_equal(corpus.targets()[rows.clips], targets)
-    features, same = data.on_after_batch_transfer((rows, targets), 0)
-    assert features.ndim == 4 and features.shape[:3] == (5, 1, 40) and same is targets
+    x, same = data.on_after_batch_transfer((rows, targets), 0)
+    assert x.ndim == 4 and x.shape[:3] == (5, 1, 40) and same is targets
     scored = torch.cat([targets for _, targets in data.val_dataloader()[0]])
     np.testing.assert_array_equal(scored.numpy(), corpus.targets()[split.fold])
 
@@ -216,7 +223,7 @@ def test_shuffled_batches_are_a_function_of_seed_and_epoch() -> None:
 
     def draw(epoch: int) -> list[np.ndarray]:
         sampler.set_epoch(epoch)
-        return [np.concatenate([rows.clips, rows.place]) for rows in sampler if rows.place is not None]
+        return [np.concatenate([rows.clips, rows.placement]) for rows in sampler if rows.placement is not None]
 
     first = draw(4)
     draw(0)
@@ -238,14 +245,23 @@ def test_kept_features_are_those_computed_anew(
     corpus, plain = prepared(cfg), to_plain(cfg)
     folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
     split = split_clips(corpus.manifest, folds, fold=0, selection="last")
-    data = ClipDataModule(corpus, split, feature=plain["feature"], augment=plain["augment"], batch_size=5, seed=0)
+    data = ClipDataModule(
+        corpus,
+        split,
+        front_end=features.build(plain["feature"], corpus.store.sample_rate_hz),
+        augment=plain["augment"],
+        batch_size=5,
+        seed=0,
+    )
     rate = corpus.store.sample_rate_hz
     front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate)
     for loader in (data.train_dataloader(), data.val_dataloader()[0]):
         for rows, targets in loader:
             x, _ = data.on_after_batch_transfer((rows, targets), 0)
-            augmenter.train(rows.place is not None)
-            waveforms = torch.from_numpy(corpus.store.gather(rows.clips, corpus.clip_samples, rows.place)).unsqueeze(1)
+            augmenter.train(rows.placement is not None)
+            waveforms = torch.from_numpy(
+                corpus.store.gather(rows.clips, corpus.clip_samples, rows.placement)
+            ).unsqueeze(1)
             expected, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), (0, 0, 0))
             torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
     kept = {name for name, features in data._kept.items() if features is not None}
@@ -267,10 +283,10 @@ def test_resident_clips_are_placed_as_from_the_store() -> None:
 def test_predict_clips_batch_equals_singles(tone_config: Config) -> None:
     """The batch size changes nothing but the speed."""
     cfg = tone_config()
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     corpus = prepared(cfg)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         classifier = load(path)
     rows = np.arange(len(corpus.store))
     together, alone = (classifier.predict_clips(corpus.store, rows, batch_size=size) for size in (24, 1))
@@ -299,15 +315,15 @@ def test_train_on_two_processes(tone_config: Config, tmp_path: Path) -> None:
 
 def test_train_on_clips_shorter_than_a_window(tone_config: Config) -> None:
     """A clip window of 0.05 s, half the front end's, trains and predicts."""
-    assert "best/accuracy" in training.train(tone_config("data.clip_s=0.05"))
+    assert "best/accuracy" in train(tone_config("data.clip_s=0.05")).metrics
 
 
 def test_predict_clips_refuses_another_rate(tone_config: Config) -> None:
     """A store at another rate than the net's is a mistake, not a prediction."""
     cfg = tone_config()
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         classifier = load(path)
     with pytest.raises(ValueError, match="clips at 4000 Hz, but this net was trained at 8000 Hz"):
         classifier.predict_clips(prepared(tone_config("data.sample_rate_hz=4000")).store, np.arange(2))
@@ -315,12 +331,12 @@ def test_predict_clips_refuses_another_rate(tone_config: Config) -> None:
 
 def test_run_metrics_are_json_plain(tone_config: Config) -> None:
     """What train returns can be written down: names and floats."""
-    assert set(json.loads(json.dumps(training.train(tone_config())))) == {"best/accuracy", "best/loss"}
+    assert set(json.loads(json.dumps(train(tone_config()).metrics))) == {"best/accuracy", "best/loss"}
 
 
 def weights_of(cfg: DictConfig) -> dict[str, torch.Tensor]:
     tracker, run = only_run(cfg)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         return torch.load(path, weights_only=True)["state_dict"]
 
 
@@ -330,7 +346,7 @@ def test_train_with_augmentation_changes_the_weights_and_repeats(tone_config: Co
     states = []
     for name, overrides in (("off", []), ("a", on), ("b", on)):
         cfg = tone_config(f"tracking.uri=sqlite:///{tmp_path}/{name}/mlflow.db", *overrides)
-        assert np.isfinite(training.train(cfg)["best/loss"])
+        assert np.isfinite(train(cfg).metrics["best/loss"])
         states.append(weights_of(cfg))
     off, first, second = states
     assert all(torch.equal(value, second[key]) for key, value in first.items())
@@ -346,7 +362,7 @@ def test_train_with_averaged_weights_keeps_the_average(tone_config: Config, tmp_
             *(f"tracking.uri=sqlite:///{tmp_path}/{decay}/mlflow.db", f"selection={selection}", "optimizer.lr=0.01"),
             *(f"optimizer.ema_decay={decay}", "trainer.max_epochs=4", "optimizer.schedule=none", "fold=0"),
         )
-        training.train(cfg)
+        train(cfg)
         torch.manual_seed(cfg.seed)
         plain = to_plain(cfg)
         first = Classifier(
@@ -360,7 +376,7 @@ def test_train_with_averaged_weights_keeps_the_average(tone_config: Config, tmp_
         kept = weights_of(cfg)
         moved[decay] = float((kept["net.stem.0.weight"] - first["net.stem.0.weight"]).norm())
         tracker, run = only_run(cfg)
-        with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+        with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
             size[decay] = path.stat().st_size
     assert moved["0.999"] < 0.6 * moved["null"]
     assert size["0.999"] < 1.1 * size["null"]
@@ -371,7 +387,7 @@ def test_train_shortens_epochs_to_max_steps(tone_config: Config, limits: tuple[i
     """12 clips in batches of 4 are 3 steps an epoch: max_steps shortens to whole epochs, min_epochs bounds that."""
     steps, least = limits
     cfg = tone_config("trainer.max_epochs=5", f"trainer.max_steps={steps}", f"trainer.min_epochs={least}")
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     assert len(tracker.client.get_metric_history(run.id, "fold/loss")) == epochs
 
@@ -379,10 +395,10 @@ def test_train_shortens_epochs_to_max_steps(tone_config: Config, limits: tuple[i
 def test_placements_average_the_predictions(tone_config: Config) -> None:
     """views.placements=3 is the mean of three places; the checkpoint remembers it."""
     cfg = tone_config("views.placements=3", "views.speeds=[1.0]")
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     corpus, rows = prepared(cfg), np.arange(24)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         classifier = load(path)
     assert classifier.placements == 3
     together = classifier.predict_clips(corpus.store, rows)
@@ -398,10 +414,10 @@ def test_placements_average_the_predictions(tone_config: Config) -> None:
 def test_speeds_average_the_predictions(tone_config: Config) -> None:
     """views.speeds is the mean over the clip resampled about the window's middle."""
     cfg = tone_config("views.speeds=[0.9,1.0]")
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     corpus, rows = prepared(cfg), np.arange(24)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         classifier = load(path)
     waveforms = torch.from_numpy(corpus.store.gather(rows, corpus.clip_samples)).unsqueeze(1)
     length = corpus.clip_samples
@@ -425,7 +441,7 @@ def test_train_clips_gradients(tone_config: Config, precision: str, monkeypatch:
         norms.extend([float(torch.stack(gradients).sum().sqrt())] if gradients else [])
 
     monkeypatch.setattr(Classifier, "on_before_zero_grad", look)
-    training.train(tone_config("trainer.gradient_clip_val=1e-3", f"trainer.precision={precision}"))
+    train(tone_config("trainer.gradient_clip_val=1e-3", f"trainer.precision={precision}"))
     assert norms and norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
 
 
@@ -441,10 +457,10 @@ def test_predict_together_is_each_by_itself(tone_config: Config) -> None:
     for classifier, p in zip(classifiers, together, strict=True):
         np.testing.assert_allclose(p, classifier.predict_clips(corpus.store, rows), atol=1e-6)
     assert not np.allclose(together[0], together[2], atol=1e-4)
-    side_by_side = predict_together(classifiers, corpus.store, rows, batch_size=4, at_once=3)
+    side_by_side = predict_together(classifiers, corpus.store, rows, batch_size=4, threads=3)
     np.testing.assert_array_equal(side_by_side, together)
     with pytest.raises(IndexError):  # what breaks in a thread is not lost
-        predict_together(classifiers, corpus.store, np.array([10**6] * 3), batch_size=1, at_once=3)
+        predict_together(classifiers, corpus.store, np.array([10**6] * 3), batch_size=1, threads=3)
 
 
 @pytest.mark.parametrize(
@@ -465,11 +481,11 @@ def test_predict_together_is_each_by_itself(tone_config: Config) -> None:
 def test_every_choice_trains_and_loads(tone_config: Config, overrides: list[str]) -> None:
     """One epoch, and the checkpoint alone gives the logged predictions."""
     cfg = tone_config(*overrides)
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     corpus = prepared(cfg)
     folds = assign_folds(corpus.manifest, count=2, group="none", seed=0)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         p = load(path).predict_clips(corpus.store, np.flatnonzero(folds.fold_of == 0))
     np.testing.assert_allclose(p, probabilities_of(logged_predictions(tracker, run.id)), atol=1e-6)
 
@@ -478,7 +494,7 @@ def test_train_refuses_a_net_that_the_feature_does_not_fit(tone_config: Config) 
     """Before a run is started."""
     cfg = tone_config("model=bcresnet", "feature.n_mels=20")
     with pytest.raises(ConfigError, match=r"model\.sub_bands=5 does not divide|33 rows or more"):
-        training.train(cfg)
+        train(cfg)
     assert not Path(cfg.tracking.uri.removeprefix("sqlite:///")).exists()
 
 
@@ -487,18 +503,18 @@ def test_compile_needs_a_compiler(tone_config: Config, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"trainer\.compile=true: no C\+\+ compiler found"):
-        training.train(tone_config("trainer.compile=true"))
+        train(tone_config("trainer.compile=true"))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile with")
 def test_compiled_net_trains_and_its_checkpoint_loads(tone_config: Config) -> None:
     """The same names in the checkpoint as without; the loaded net reproduces what was logged."""
     cfg = tone_config("trainer.compile=true", "augment=none")
-    training.train(cfg)
+    train(cfg)
     tracker, run = only_run(cfg)
     logged = logged_predictions(tracker, run.id)
     corpus = prepared(cfg)
-    with tracker.artifact(run.id, tracking.BEST_CHECKPOINT) as path:
+    with tracker.artifact(run.id, BEST_CHECKPOINT) as path:
         classifier = load(path)
     ids = corpus.manifest["clip_id"].tolist()
     rows = np.array([ids.index(clip_id) for clip_id in logged["clip_id"]])

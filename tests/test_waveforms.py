@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from audio_mnist.data import build_store as waveforms
+from audio_mnist.data import build_store as builder
 from audio_mnist.data.build_store import build_store
 from audio_mnist.data.decode import Limits
 from audio_mnist.data.store import WaveformStore
@@ -161,10 +161,10 @@ def test_build_store_on_a_full_disk_leaves_nothing(
 ) -> None:
     """One clear error, no partial store, whether this process finds no room or one that decodes for it."""
     if in_process:
-        monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
-        monkeypatch.setattr(waveforms, "write_clips", _find_no_room)
+        monkeypatch.setattr(builder, "_ALONE_S", 0.0)
+        monkeypatch.setattr(builder, "write_clips", _find_no_room)
     else:
-        monkeypatch.setattr(waveforms.np, "save", _find_no_room)
+        monkeypatch.setattr(builder.np, "save", _find_no_room)
     table = manifest_of(write(tmp_path / "a.wav", noise()))
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\).*data.cache_dir"):
         build(table, tmp_path / "cache")
@@ -177,10 +177,10 @@ def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytes
     for number in (5, 30):
         paths[number].write_bytes(b"")
     stores = []
-    monkeypatch.setattr(waveforms, "_BLOCK", 7)
+    monkeypatch.setattr(builder, "_BLOCK", 7)
     for step_s, cache in ((0.0, "alone"), (0.1, "handed over"), (2.0, "processes")):
         clock = itertools.count(0.0, step_s)
-        monkeypatch.setattr(waveforms, "time", SimpleNamespace(monotonic=clock.__next__))
+        monkeypatch.setattr(builder, "time", SimpleNamespace(monotonic=clock.__next__))
         cache = tmp_path / cache
         kept, store = build(manifest_of(*paths), cache, on_bad_clip="skip")
         assert len(store) == len(kept) == 38
@@ -191,10 +191,10 @@ def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytes
 
 def test_build_store_says_that_a_process_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that dies takes neither this process nor the cache with it."""
-    monkeypatch.setattr(waveforms, "_ALONE_S", 0.0)
-    monkeypatch.setattr(waveforms, "write_clips", _die)
+    monkeypatch.setattr(builder, "_ALONE_S", 0.0)
+    monkeypatch.setattr(builder, "write_clips", _die)
     table = manifest_of(write(tmp_path / "a.wav", noise()))
-    with pytest.raises(DataError, match=r"a process that decodes clips was ended.*a\.wav"):
+    with pytest.raises(DataError, match=r"a process that decodes clips died.*a\.wav"):
         build(table, tmp_path / "cache")
     assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
 

@@ -10,13 +10,13 @@ import logging
 import sys
 import tempfile
 
-from audio_mnist.training import run as training
+from audio_mnist.training.run import train
 from tests.benchmarks.timing import composed, machine, ratio, real
 
 
 def trained(*overrides: str) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        training.train(composed(*real(*overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db")))
+        train(composed(*real(*overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db")))
 
 
 def main(pairs: int) -> None:

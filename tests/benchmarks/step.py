@@ -26,9 +26,9 @@ from audio_mnist.config import to_plain
 from audio_mnist.data.folds import assign_folds, split_clips
 from audio_mnist.data.prepare import prepare
 from audio_mnist.system import devices
-from audio_mnist.training import run as training
 from audio_mnist.training.classifier import Classifier
 from audio_mnist.training.datamodule import ShuffledBatches
+from audio_mnist.training.run import train
 from tests.benchmarks.timing import composed, machine, ratio, real
 
 
@@ -56,7 +56,9 @@ def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -
                 began = last
             if step == steps - 1:
                 return last - began
-            waveforms = torch.from_numpy(corpus.store.gather(rows.clips, corpus.clip_samples, rows.place)).unsqueeze(1)
+            waveforms = torch.from_numpy(
+                corpus.store.gather(rows.clips, corpus.clip_samples, rows.placement)
+            ).unsqueeze(1)
             with torch.no_grad():
                 x, y = augmenter(waveforms, targets[rows.clips], front_end, len(corpus.class_names), (0, step, 0))
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -83,7 +85,7 @@ def whole_run(cfg) -> float:
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Classifier, "training_step", timed):
         cfg.tracking.uri = f"sqlite:///{folder}/mlflow.db"
         with contextlib.redirect_stderr(io.StringIO()):
-            training.train(cfg)
+            train(cfg)
     return at[-1] - at[0]
 
 
