@@ -194,7 +194,7 @@ class Trained:
         self.ensemble = ensemble.id  # of all four; other tests may make newer ones
 
     def join(self, combine: str, *overrides: str) -> pd.DataFrame:
-        from audio_mnist.ensemble.run import ensemble
+        from audio_mnist.ensembles.run import ensemble
 
         ids = f"run_ids=[{','.join(self.ids)}]"
         cfg = composed(ids, f"combine={combine}", f"tracking.uri={self.uri}", *overrides, name="ensemble")

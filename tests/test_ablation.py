@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from audio_mnist.report import tables
-from audio_mnist.sweep import ablation
-from audio_mnist.sweep.outcome import JobOutcome
+from audio_mnist.sweeps import ablation
+from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.tracker import RunRecord, Tracker
 
 CLIPS = tuple("abcd")

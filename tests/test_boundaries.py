@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from audio_mnist.config import to_plain
 from audio_mnist.data import corpora
 from audio_mnist.data.decode import Limits, decode
-from audio_mnist.ensemble.members import find
+from audio_mnist.ensembles.members import find
 from audio_mnist.errors import AudioMnistError, ConfigError, DataError, RunError
 from audio_mnist.features import build
 from audio_mnist.inference import recordings

@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from audio_mnist import features
-from audio_mnist.ensemble.run import ensemble
+from audio_mnist.ensembles.run import ensemble
 from audio_mnist.errors import AudioMnistError, RunError
 from audio_mnist.scoring import calibration, mixture
 from audio_mnist.tracking.predictions import logged_predictions, probabilities_of

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from audio_mnist.config import to_plain
-from audio_mnist.ensemble.members import latest_sweep
+from audio_mnist.ensembles.members import latest_sweep
 from audio_mnist.system import locks
 from audio_mnist.tracking.predictions import logged_predictions
 from audio_mnist.tracking.run import MlflowRun

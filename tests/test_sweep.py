@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from audio_mnist.errors import AudioMnistError, ConfigError
 from audio_mnist.schema import validate_train
-from audio_mnist.sweep.outcome import JobOutcome, Outcome
-from audio_mnist.sweep.plan import PlannedJob, check_distinct, compose_all, groups_of
-from audio_mnist.sweep.summary import summary_text
+from audio_mnist.sweeps.outcome import JobOutcome, Outcome
+from audio_mnist.sweeps.plan import PlannedJob, check_distinct, compose_all, groups_of
+from audio_mnist.sweeps.summary import summary_text
 from audio_mnist.tracking.tracker import RunRecord
 from audio_mnist.training import job as jobs
 from tests.conftest import PROJECT

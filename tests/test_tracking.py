@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from audio_mnist.ensemble.members import latest_sweep
+from audio_mnist.ensembles.members import latest_sweep
 from audio_mnist.errors import RunError
 from audio_mnist.tracking import backend
 from audio_mnist.tracking.run import list_of

@@ -8,7 +8,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import reusable_executor
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from audio_mnist.sweep.launchers import Launcher, launcher_of
+from audio_mnist.sweeps.launchers import Launcher, launcher_of
 from tests.conftest import PROJECT
 
 # where it runs, and what was imported there before

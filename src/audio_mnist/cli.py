@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from audio_mnist import schema
 from audio_mnist.errors import AudioMnistError
-from audio_mnist.sweep import callback, state, workers
+from audio_mnist.sweeps import callback, state, workers
 from audio_mnist.system.imports import quick_imports
 from audio_mnist.tracking.uri import without_password
 
@@ -37,7 +37,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "ensemble": Command(schema.validate_ensemble, "audio_mnist.ensemble.run:ensemble", writes=True),
+    "ensemble": Command(schema.validate_ensemble, "audio_mnist.ensembles.run:ensemble", writes=True),
     "predict": Command(schema.validate_predict, "audio_mnist.inference.predict:predict", writes=False),
     "demo": Command(schema.validate_demo, "audio_mnist.inference.demo:serve", writes=False),
     "explore": Command(schema.validate_explore, "audio_mnist.explore.run:explore", writes=True),

@@ -96,7 +96,8 @@ def construct(registry: dict[str, Any], group: str, settings: dict[str, Any], *g
     name = arguments.pop("name", None)
     keys = keys or group
     if name not in registry:
-        raise ConfigError(f"{group}.name={name}: expected one of {', '.join(sorted(registry))}")
+        known = ", ".join(sorted(registry))
+        raise ConfigError(f"{group}.name={name}: expected one of {known}, or one of your own, modules=[FILE.py]")
     parameters = _settings_of(registry[name])
     for key, value in arguments.items():
         if key not in parameters:

@@ -112,6 +112,7 @@ def plan(
     for key in ("root", "manifest"):  # ensemble.py may be started in another folder
         if cfg.data[key]:
             cfg.data[key] = str(Path(cfg.data[key]).expanduser().resolve())
+    cfg.modules = [str(Path(m).expanduser().resolve()) if m.endswith(".py") else m for m in cfg.modules]
     settings = to_plain(cfg)
     load_modules(settings["modules"])
     corpus = prepare(settings["data"])

@@ -1,6 +1,6 @@
 """An evaluation as text. Pure."""
 
-from audio_mnist.ensemble.evaluate import Evaluation
+from audio_mnist.ensembles.evaluate import Evaluation
 from audio_mnist.report import tables
 from audio_mnist.report.tables import ENSEMBLE
 

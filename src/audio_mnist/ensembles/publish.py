@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from audio_mnist.data import corpora
 from audio_mnist.data.folds import Folds
 from audio_mnist.data.prepare import PreparedCorpus
-from audio_mnist.ensemble.evaluate import Evaluation, metrics_of
-from audio_mnist.ensemble.join import Joint
-from audio_mnist.ensemble.members import Member
+from audio_mnist.ensembles.evaluate import Evaluation, metrics_of
+from audio_mnist.ensembles.join import Joint
+from audio_mnist.ensembles.members import Member
 from audio_mnist.inference.load import ENSEMBLE_FILE, describe
 from audio_mnist.report import errors_page, plots
 from audio_mnist.tracking import pages

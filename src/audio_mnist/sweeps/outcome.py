@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from audio_mnist.tracking.tracker import RunRecord
 
 
@@ -73,3 +75,15 @@ class Outcome:
     def run_ids(self) -> list[str]:
         """Ids of the finished runs, each once."""
         return list(dict.fromkeys(job.run.id for job in self.jobs if job.run is not None and job.finished))
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per job: run_id, overrides, variant, label, fold, status, accuracy, loss, reason."""
+        rows = []
+        for job in self.jobs:
+            metrics = job.run.metrics if job.run is not None and job.finished else {}
+            row: dict[str, object] = {"run_id": job.run.id if job.run is not None else "", "overrides": job.overrides}
+            row |= {"variant": job.variant, "label": job.label, "fold": job.fold}
+            row |= {"status": job.run.status if job.run is not None else "not run"}
+            row |= {key: metrics.get(f"best/{key}") for key in ("accuracy", "loss")} | {"reason": job.reason}
+            rows.append(row)
+        return pd.DataFrame(rows)

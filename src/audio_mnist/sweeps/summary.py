@@ -8,10 +8,10 @@ import numpy as np
 
 from audio_mnist.report import tables
 from audio_mnist.scoring import mixture
-from audio_mnist.sweep import ablation
-from audio_mnist.sweep.outcome import JobOutcome, Outcome
-from audio_mnist.sweep.plan import PlannedJob
-from audio_mnist.sweep.state import ERROR_FILE, RESULT_FILE, Sweep
+from audio_mnist.sweeps import ablation
+from audio_mnist.sweeps.outcome import JobOutcome, Outcome
+from audio_mnist.sweeps.plan import PlannedJob
+from audio_mnist.sweeps.state import ERROR_FILE, RESULT_FILE, RUNS_FILE, Sweep
 from audio_mnist.system import locks
 from audio_mnist.tracking import pages
 from audio_mnist.tracking.predictions import classes_of, logged_predictions, probabilities_of
@@ -185,6 +185,9 @@ def next_steps(sweep: Sweep, tracker: AnyTracker, outcome: Outcome) -> list[str]
 def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> None:
     """Log the summary to the sweep's tracked run, end it and release the sweep's lock."""
     parent = tracker.open(sweep.run_id)
+    runs = outcome.table().to_csv(index=False)
+    (sweep.folder / RUNS_FILE).write_text(runs, encoding="utf-8")
+    parent.log_text(runs, RUNS_FILE)
     parent.log_text(text + "\n", "table.txt")
     parent.note("```\n" + table_text(outcome) + "```")
     ids = outcome.run_ids

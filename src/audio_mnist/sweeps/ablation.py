@@ -10,7 +10,7 @@ from rich.text import Text
 
 from audio_mnist.report import tables
 from audio_mnist.scoring import calibration, intervals, mixture
-from audio_mnist.sweep.outcome import JobOutcome
+from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.predictions import classes_of, logged_predictions, probabilities_of
 from audio_mnist.tracking.tracker import AnyTracker
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audio_mnist.sweep.launchers import Launcher
+from audio_mnist.sweeps.launchers import Launcher
 
 if TYPE_CHECKING:
-    from audio_mnist.sweep.plan import PlannedJob
+    from audio_mnist.sweeps.plan import PlannedJob
 
 RESULT_FILE = "result.json"  # in a job's folder: metrics of a run that is not tracked
 ERROR_FILE = "error.txt"  # in a job's folder: why it ended before it was a tracked run
+RUNS_FILE = "runs.csv"  # in the sweep's folder, at its end: one row per run
 _SWEEP_FILE = "sweep.json"  # in the sweep's folder: its tracked run, and the jobs that are finished already
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from audio_mnist.sweep import workers
+from audio_mnist.sweeps import workers
 from audio_mnist.system import processes
 
 _END_S = 10.0  # longest wait for workers that are still starting

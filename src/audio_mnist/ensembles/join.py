@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audio_mnist.ensemble.predictions import Predictions
+from audio_mnist.ensembles.predictions import Predictions
 from audio_mnist.errors import RunError
 from audio_mnist.scoring import calibration, mixture
 from audio_mnist.scoring.mixture import Mixture

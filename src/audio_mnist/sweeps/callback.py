@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from audio_mnist.config import fingerprint
 from audio_mnist.errors import AudioMnistError
-from audio_mnist.sweep.launchers import Launcher, launcher_of
-from audio_mnist.sweep.state import Sweep
+from audio_mnist.sweeps.launchers import Launcher, launcher_of
+from audio_mnist.sweeps.state import Sweep
 from audio_mnist.system.imports import quick_imports
 from audio_mnist.tracking.uri import without_password
 
@@ -72,7 +72,7 @@ def finish() -> int:
     sweep, _current = _current, None
     if sweep is None:
         return 0
-    from audio_mnist.sweep import summary
+    from audio_mnist.sweeps import summary
     from audio_mnist.tracking.tracker import connect
 
     tracker = connect(sweep.uri, sweep.experiment)
@@ -86,7 +86,7 @@ def finish() -> int:
 def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
     # clips and folds, without torch
     with quick_imports(first=True):
-        from audio_mnist.sweep import plan
+        from audio_mnist.sweeps import plan
     jobs = plan.plan_jobs(config, config_name)
     settings = [job.settings for _, job in jobs]
     uri, experiment = settings[0]["tracking"]["uri"], settings[0]["tracking"]["experiment"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_mnist.data.folds import Folds
-from audio_mnist.ensemble.baselines import Baseline
-from audio_mnist.ensemble.join import Joint
+from audio_mnist.ensembles.baselines import Baseline
+from audio_mnist.ensembles.join import Joint
 from audio_mnist.report.tables import ENSEMBLE
 from audio_mnist.scoring import calibration, intervals
 from audio_mnist.scoring.calibration import Reliability

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from audio_mnist.data.folds import Folds, assign_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.data.store import WaveformStore
-from audio_mnist.ensemble.members import Member
+from audio_mnist.ensembles.members import Member
 from audio_mnist.errors import RunError
 from audio_mnist.inference.load import load_classifier
 from audio_mnist.system import devices

@@ -6,13 +6,13 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from audio_mnist.config import load_modules, to_plain
-from audio_mnist.ensemble import baselines
-from audio_mnist.ensemble.evaluate import Evaluation, evaluate, metrics_of
-from audio_mnist.ensemble.join import Joint, join
-from audio_mnist.ensemble.members import find
-from audio_mnist.ensemble.predictions import Predictions, Stores, corpus_of, predict
-from audio_mnist.ensemble.publish import Ensemble, publish, write_files
-from audio_mnist.ensemble.render import render
+from audio_mnist.ensembles import baselines
+from audio_mnist.ensembles.evaluate import Evaluation, evaluate, metrics_of
+from audio_mnist.ensembles.join import Joint, join
+from audio_mnist.ensembles.members import find
+from audio_mnist.ensembles.predictions import Predictions, Stores, corpus_of, predict
+from audio_mnist.ensembles.publish import Ensemble, publish, write_files
+from audio_mnist.ensembles.render import render
 from audio_mnist.inference.predictor import Predictor
 from audio_mnist.report import tables
 from audio_mnist.schema import validate_ensemble
