@@ -388,10 +388,10 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
         (["train.py", "trainer.max_epochs=many"], "error: trainer.max_epochs"),
         (["train.py", "fold=7"], "error: fold=7 does not exist: folds.count=5, so fold is 0 to 4"),
         (["train.py", "fold=0,7", "-m"], "error: fold=7 does not exist"),
-        (["train.py", "fold=0,0", "-m"], "error: the sweep names the same run twice"),
+        (["train.py", "fold=0,0", "-m"], "error: jobs 0 and 1 have identical settings"),
         (
             ["train.py", "feature=mfcc", "variant=default,unscaled", "resume=false", "-m"],
-            "error: the sweep names the same run twice",
+            "error: jobs 0 and 1 have identical settings",
         ),
         (["train.py", "data=folder", "data.root=nowhere"], "nowhere: no such folder"),
         (["train.py", "data=folder", "data.root=nowhere", "fold=0,1", "-m"], "nowhere: no such folder"),

@@ -480,3 +480,32 @@ def test_same_bits_side_by_side_one_after_another_and_alone(tmp_path: Path) -> N
     for way in ("one after another", "alone"):
         for job, run in found[way].items():
             assert_same(run, found["side by side"][job])
+
+
+def test_comment_outside_the_training_code_retrains_nothing(tmp_path: Path) -> None:
+    """The demo page is edited: the sweep skips all its runs. A net is edited: the runs are other runs."""
+    project = tmp_path / "project"
+    for name in ("src", "conf", "train.py"):
+        source = PROJECT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, project / name)
+    write_tones(tmp_path / "tones")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    environment["PYTHONPATH"] = str(project / "src")
+
+    def sweep() -> str:
+        command = [sys.executable, str(project / "train.py"), *SWEEP[1:-1], "feature=mel", "trainer.max_epochs=1"]
+        command += ["hydra/launcher=basic", "-m"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def edit(name: str) -> None:
+        with open(project / "src" / "audio_mnist" / name, "a") as file:
+            file.write("# a comment\n")
+
+    assert "finished already" not in sweep()
+    edit("inference/demo.py")
+    edit("report/tables.py")
+    assert "2 of them are finished already" in sweep()
+    edit("models/resnet.py")
+    assert "finished already" not in sweep()

@@ -150,9 +150,7 @@ def _listed(overrides: Overrides) -> list[str]:
 
 def _project() -> Path:
     if not (PROJECT / "conf").is_dir():
-        raise ConfigError(
-            f"{PROJECT / 'conf'}: no such folder; install the project from a checkout, pip install -e ."
-        )
+        raise ConfigError(f"{PROJECT / 'conf'}: no such folder; install the project from a checkout, pip install -e .")
     return PROJECT
 
 

@@ -15,7 +15,7 @@ from audio_mnist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the loader places a training clip in its window.
+    """Placement of training clips in their windows.
 
     Attributes:
         copies: copies of each clip in an epoch, each at a random place.

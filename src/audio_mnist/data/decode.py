@@ -91,7 +91,7 @@ def recordings_in(folder: Path) -> list[Path]:
 
 
 class Written(NamedTuple):
-    """What is known of a clip whose samples were written.
+    """Result of writing one clip.
 
     Attributes:
         samples: their number, 0 where the clip cannot be used.

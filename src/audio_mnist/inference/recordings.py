@@ -55,7 +55,7 @@ class Window:
 
     @property
     def end_s(self) -> float:
-        """Where it ends in the recording, s."""
+        """End of the window in the recording, s."""
         return self.start_s + len(self.samples) / self.rate_hz
 
 

@@ -1,4 +1,4 @@
-"""What became of a sweep, as values."""
+"""Results of a sweep, as values."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from audio_mnist.tracking.tracker import RunRecord
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of one job.
+    """Result of one job.
 
     Attributes:
         overrides: its overrides.
@@ -44,7 +44,7 @@ class JobOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sweep.
+    """Result of a sweep.
 
     Attributes:
         jobs: one for each planned run.

@@ -1,4 +1,4 @@
-"""What became of a sweep: collected, described, and its tracked run closed."""
+"""Results of a sweep: collected, described, and its tracked run closed."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ _COMPARED = 100  # most runs that a note's address of MLflow's comparison page h
 
 
 def collect(sweep: Sweep, tracker: AnyTracker) -> Outcome:
-    """Find out what became of every job; close the runs of killed processes."""
+    """Collect the result of every job; close the runs of killed processes."""
     runs = _tracked_runs(sweep, tracker) if tracker.keeps_runs else _untracked_runs(sweep)
     labels = tables.member_labels({job.recipe_fingerprint: job.recipe for _, job in sweep.jobs})
     titles = {variant: _titles(sweep.jobs, variant) for variant in dict.fromkeys(one.variant for one in sweep.jobs)}

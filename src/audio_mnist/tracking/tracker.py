@@ -25,7 +25,7 @@ _PARAMS = 100  # MLflow's limit for one call
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of one tracked run.
+    """Facts about one tracked run.
 
     Attributes:
         id: MLflow's run id.

@@ -32,7 +32,7 @@ _ONLY_FOR_TRAINING = (
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with.
+    """Everything that a run trains with.
 
     Attributes:
         classifier: the net and its front end.
