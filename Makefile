@@ -19,18 +19,20 @@ sweep: env
 	@echo "  your own clips:  python train.py data=folder data.root=CLIPS feature=mel,mfcc fold=0,1,2,3,4 -m"
 	@echo "  compare runs:    mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
 
-# AUDIO_MNIST_DATA names the real recordings that some tests need; without it they are skipped, with that reason.
+# AUDIO_MNIST_DATA names the folder of real recordings that some tests need; without it they are skipped and say so
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
+# style, types, and imports that point down
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-# known holes of what is installed
+# known vulnerabilities of what is installed
 audit: env
 	$(BIN)/pip-audit --skip-editable --progress-spinner off

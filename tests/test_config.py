@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from audio_mnist.config import fingerprint, recipe, to_plain
 from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_ensemble, validate_train
+from audio_mnist.sweeps import launchers  # noqa: F401 # conf/ refers to its resolver
 from audio_mnist.tracking.uri import without_password, without_user
 from tests.conftest import PROJECT, composed
 

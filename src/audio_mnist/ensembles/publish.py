@@ -54,11 +54,11 @@ def write_files(ensemble: Ensemble, data: dict[str, Any], folder: Path) -> list[
         DataError: a competition lists clips that have no prediction.
     """
     corpus, folds, joint, labels = ensemble.corpus, ensemble.folds, ensemble.joint, ensemble.labels
-    folder.mkdir(parents=True, exist_ok=True)
     scored = _table(corpus, folds, joint.rows, joint.oof, "out of fold")
     test = _table(corpus, folds, joint.test_rows, joint.test, "test")
     # before any file is written: it may find that clips are missing
     submission = corpora.reader(data).submission(test[["clip_id", "predicted"]])
+    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "predictions.csv"]
     pd.concat([part for part in (scored, test) if len(part)]).to_csv(files[0], index=False, float_format="%.6g")
     if submission is not None:
