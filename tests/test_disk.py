@@ -67,7 +67,7 @@ def test_disk_that_fills_up_in_mid_run_loses_nothing(small_disk: Path) -> None:
     filled.unlink()
     again = run_command(small_disk, *command)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "goes on after epoch" in again.stdout
+    assert "resumes after epoch" in again.stdout
     tracker = Tracker(f"sqlite:///{small_disk}/mlruns/mlflow.db", "audio-mnist")
     (run,) = training_runs(tracker)
     assert run.status == "FINISHED"

@@ -401,7 +401,7 @@ def test_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     assert "RUNNING" not in {run.status for run in tracker.search()}
     again = untraced(tmp_path, *SWEEP)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "goes on after epoch" in again.stdout
+    assert "resumes after epoch" in again.stdout
     assert_whole(tmp_path, 4)
 
 

@@ -55,7 +55,7 @@ def train(overrides: Overrides = (), *, config_dir: str | Path | None = None) ->
 
     Args:
         overrides: settings of `train.py`.
-        config_dir: folder of your own choices, such as feature/wavelet.yaml.
+        config_dir: folder of further choices, such as feature/wavelet.yaml.
 
     Returns:
         One row: run_id, feature, model, fold, accuracy, loss.
@@ -76,11 +76,11 @@ def train(overrides: Overrides = (), *, config_dir: str | Path | None = None) ->
 
 
 def sweep(overrides: Overrides, *, config_dir: str | Path | None = None) -> "pd.DataFrame":
-    """Train every combination of the values, as `python train.py OVERRIDES -m` does, in processes of their own.
+    """Train every combination of the values, as `python train.py OVERRIDES -m` does, each in a process.
 
     Args:
         overrides: settings of `train.py`, each with one value or several.
-        config_dir: folder of your own choices, such as feature/wavelet.yaml.
+        config_dir: folder of further choices, such as feature/wavelet.yaml.
 
     Returns:
         One row per run: run_id, overrides, variant, label, fold, status, accuracy, loss, reason (why it did not
@@ -155,7 +155,7 @@ def _project() -> Path:
 
 
 def _compose(name: str, overrides: list[str], folder: str = "") -> DictConfig:
-    """Compose a command's config; Hydra's own errors become ours."""
+    """Compose a command's config; errors of Hydra become ours."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 

@@ -134,7 +134,7 @@ def _is_a(value: Any, expected: Any) -> bool:
 
 
 def load_modules(modules: Sequence[str]) -> None:
-    """Import a person's own features, nets, augmentations and corpora, so that configs can name them.
+    """Import features, nets, augmentations and corpora from outside the package, so that configs can name them.
 
     Args:
         modules: Python files, or names of importable modules. A file that changed is imported again.
@@ -164,7 +164,7 @@ def load_modules(modules: Sequence[str]) -> None:
                 raise
         except ConfigError:
             raise
-        except Exception as error:  # whatever a person's own code raises
+        except Exception as error:  # whatever that code raises
             raise ConfigError(f"modules: {module} cannot be imported ({type(error).__name__}: {error})") from None
 
 

@@ -69,7 +69,7 @@ class Augmenter(nn.Module):
 
     def __init__(self, settings: dict[str, Any], sample_rate_hz: int) -> None:
         super().__init__()
-        built = [_stage(key, own, sample_rate_hz) for key, own in settings.items() if key != "placement"]
+        built = [_stage(key, arguments, sample_rate_hz) for key, arguments in settings.items() if key != "placement"]
         self.stages = nn.ModuleList(stage for stage in built if stage is not None)
 
     def forward(
@@ -85,7 +85,7 @@ class Augmenter(nn.Module):
             for stage in self._of("waveform"):
                 x = stage(x)
                 sounding = x if stage.moves else sounding
-            # filters and noise also fill the padding; the clip's own frames stay what they are
+            # filters and noise also fill the padding; the clip's frames stay what they are
             x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
             for stage in self._of("feature"):
                 x = stage(x)

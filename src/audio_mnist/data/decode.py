@@ -117,7 +117,7 @@ def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Writ
 
 
 def write_clips(paths: list[str], rate_hz: int, limits: Limits, part: Path) -> list[Written]:
-    """Write several recordings into a file of their own, as `write_clip` does."""
+    """Write several recordings into one file, as `write_clip` does."""
     with open(part, "wb") as file:
         return [write_clip(path, rate_hz, limits, file) for path in paths]
 
@@ -180,5 +180,5 @@ def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
 
 
 def _reason(error: Exception) -> str:
-    """Return libsndfile's own words, without the memory address of the file."""
+    """Return libsndfile's words, without the memory address of the file."""
     return str(getattr(error, "error_string", error)).strip().rstrip(".")

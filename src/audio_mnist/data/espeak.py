@@ -1,7 +1,7 @@
 """Spoken digits by eSpeak NG: what each clip is, and how it is made.
 
-eSpeak NG's output depends on what the process said before and on a random
-seed. A process of its own therefore initialises the library once, forks for
+eSpeak NG's output depends on the earlier output of the process and on a random
+seed. A separate process therefore initialises the library once, forks for
 every clip and sets the seed from the clip alone. So the same settings give the
 same bytes on one platform, in whatever order and process the clips are made.
 """

@@ -101,9 +101,9 @@ def evaluate(
     return Evaluation(
         whole=whole,
         best=best,
-        by_fold={label: {f: float(own[fold_of == f].mean()) for f in scored} for label, own in right.items()},
+        by_fold={label: {f: float(answers[fold_of == f].mean()) for f in scored} for label, answers in right.items()},
         folds=folds.count,
-        oof={label: intervals.score(own, groups) for label, own in right.items()},
+        oof={label: intervals.score(answers, groups) for label, answers in right.items()},
         gain=intervals.compare(right[ENSEMBLE], right[best], groups) if several else None,
         baseline=None if baseline is None or paired is None else (baseline.label, paired),
         raw=calibration.reliability(joint.raw_oof, truth),

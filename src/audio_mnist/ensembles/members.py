@@ -70,8 +70,8 @@ def latest_sweep(tracker: Tracker) -> tuple[RunRecord | None, list[RunRecord], i
     for newer, parent in enumerate(newest_first):
         ids = list_of(parent.tags, "taken_over")
         taken = [run for run in map(tracker.get, ids) if run is not None]
-        own = [run for run in tracker.search(kind="train", parent_id=parent.id) if run.id not in ids]
-        finished = [run for run in taken + own if run.status == "FINISHED"]
+        trained = [run for run in tracker.search(kind="train", parent_id=parent.id) if run.id not in ids]
+        finished = [run for run in taken + trained if run.status == "FINISHED"]
         if finished:
             return parent, finished, newer
     return None, [], len(sweeps)

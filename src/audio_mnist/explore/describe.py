@@ -117,7 +117,7 @@ def draw(
         ConfigError: there is no such class or clip.
     """
     rate_hz = corpus.store.sample_rate_hz
-    fronts = {name: features.build(own, rate_hz) for name, own in feature_settings.items()}
+    fronts = {name: features.build(own_settings, rate_hz) for name, own_settings in feature_settings.items()}
     label = settings["label"] if settings["label"] is not None else corpus.class_names[0]
     of_class = np.flatnonzero(((table["label"] == label) & (table["split"] == "train")).to_numpy())
     if not len(of_class):

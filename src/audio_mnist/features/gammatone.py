@@ -8,7 +8,7 @@ from audio_mnist.features.base import MOST_ROWS, Bands
 
 
 class Gammatone(Bands):
-    """Power after fourth-order gammatone filters, in dB relative to the clip's own maximum.
+    """Power after fourth-order gammatone filters, in dB relative to the clip's maximum.
 
     Args:
         sample_rate_hz: sample rate of the waveforms.

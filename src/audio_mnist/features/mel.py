@@ -12,7 +12,7 @@ from audio_mnist.features.base import MOST_ROWS, Bands
 
 
 class LogMel(Bands):
-    """Mel power spectrogram in dB relative to the clip's own maximum.
+    """Mel power spectrogram in dB relative to the clip's maximum.
 
     Args:
         sample_rate_hz: sample rate of the waveforms.

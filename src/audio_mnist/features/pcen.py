@@ -8,7 +8,7 @@ from audio_mnist.features.mel import LogMel
 
 
 class PCEN(LogMel):
-    """Mel power divided by its own recent mean in each band, then compressed.
+    """Mel power divided by its recent mean in each band, then compressed.
 
     This divides steady noise and the recording's level away. Onsets stay.
 

@@ -9,7 +9,7 @@ from audio_mnist.features.base import MOST_ROWS, Bands
 
 
 class LogSpectrogram(Bands):
-    """Power in bands of equal width in Hz, in dB relative to the clip's own maximum.
+    """Power in bands of equal width in Hz, in dB relative to the clip's maximum.
 
     Args:
         sample_rate_hz: sample rate of the waveforms.

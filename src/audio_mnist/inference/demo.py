@@ -123,11 +123,11 @@ def answer_of(
 
     # a row per member
     rows: list[tuple[str, str, float]] = []
-    for classifier, own in zip(predictor.classifiers, members[:, 0], strict=True):
+    for classifier, answer in zip(predictor.classifiers, members[:, 0], strict=True):
         settings = classifier.hparams
         name = f"{settings['feature']['name']} {settings['model']['name']}"
         number = sum(row[0].startswith(name) for row in rows) + 1
-        rows.append((f"{name} {number}", predictor.class_names[int(own.argmax())], round(float(own.max()), 4)))
+        rows.append((f"{name} {number}", predictor.class_names[int(answer.argmax())], round(float(answer.max()), 4)))
 
     # each feature once, drawn at the rate of the first member
     fronts: dict[str, FrontEnd] = {}

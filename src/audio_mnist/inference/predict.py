@@ -60,7 +60,7 @@ def predict(cfg: DictConfig) -> int:
             log.info("%s has %d of the %d recordings already", output.path, len(paths) - len(remaining), len(paths))
 
         # the rest
-        cut_short = output.append(remaining, unreadable, anew=not done)
+        cut_short = output.append(remaining, unreadable, overwrite=not done)
     except OSError as error:
         raise DataError(f"output={output.path}: cannot be written ({error.strerror or error})") from None
     _report(predictor, len(remaining), unreadable, cut_short, output.path)
@@ -132,13 +132,13 @@ class _Output:
             whole.unlink(missing_ok=True)
         return kept
 
-    def append(self, paths: list[str], unreadable: dict[str, str], *, anew: bool) -> int:
+    def append(self, paths: list[str], unreadable: dict[str, str], *, overwrite: bool) -> int:
         """Predict recordings and write their rows; a recording is written whole, so that a stop leaves no half.
 
         Args:
             paths: the recordings.
             unreadable: path -> reason; filled with those that cannot be read.
-            anew: whether the file is overwritten.
+            overwrite: whether the file is overwritten.
 
         Returns:
             The number of recordings of which the model used only the middle.
@@ -146,11 +146,11 @@ class _Output:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_short, predictor = 0, self._predictor
         with (
-            open(self.path, "w" if anew else "a", newline="", encoding="utf-8") as file,
+            open(self.path, "w" if overwrite else "a", newline="", encoding="utf-8") as file,
             tqdm(total=len(paths), desc="predicting", unit="file", disable=None) as progress,
         ):
             writer = csv.writer(file)
-            if anew:
+            if overwrite:
                 writer.writerow(self._header)
             rows: list[list[str]] = []  # of a recording that is not complete yet
             found = windows(paths, self._cut, unreadable, predictor.used_s)

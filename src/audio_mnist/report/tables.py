@@ -27,12 +27,12 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """
     flat = {key: _flatten(value) for key, value in recipes.items()}
     labels = {}
-    for key, own in flat.items():
-        rivals = [other for other in flat.values() if other["feature.name"] == own["feature.name"]]
+    for key, config in flat.items():
+        rivals = [other for other in flat.values() if other["feature.name"] == config["feature.name"]]
         differing = sorted(
-            k for k in own if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
+            k for k in config if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
         )
-        labels[key] = " ".join([title_of(own["feature.name"]), *(f"{k}={own[k]}" for k in differing)])
+        labels[key] = " ".join([title_of(config["feature.name"]), *(f"{k}={config[k]}" for k in differing)])
     return labels
 
 

@@ -56,7 +56,7 @@ def read(tracker: AnyTracker, jobs: Sequence[JobOutcome]) -> Variant | None:
     p = np.stack([probabilities_of(table) for table in joined.values()])  # (titles, n, C)
     mean = mixture.combine(p, "mean")
     return Variant(
-        {title: float((own.argmax(axis=1) == truth).mean()) for title, own in zip(joined, p, strict=True)},
+        {title: float((answers.argmax(axis=1) == truth).mean()) for title, answers in zip(joined, p, strict=True)},
         mean.argmax(axis=1) == truth,
         calibration.log_loss(mean, truth),
         tuple(first["clip_id"]),
@@ -105,8 +105,8 @@ def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[st
     variants: dict[str, Variant] = {}
     left_out = []
     for name in names:
-        own = [job for job in jobs if job.variant == name]
-        found = read(tracker, own) if all(job.finished for job in own) else None
+        of_variant = [job for job in jobs if job.variant == name]
+        found = read(tracker, of_variant) if all(job.finished for job in of_variant) else None
         if found is not None and (name == DEFAULT or (variants and found.clips == variants[DEFAULT].clips)):
             variants[name] = found
         else:

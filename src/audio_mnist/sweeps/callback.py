@@ -1,6 +1,6 @@
 """Hydra's callback: everything is checked before a sweep's first run, and one table ends it.
 
-It runs in the process that starts the sweep. The runs, in processes of their own, find the sweep's
+It runs in the process that starts the sweep. The runs, in other processes, find the sweep's
 tracked run through `state`.
 """
 

@@ -21,7 +21,7 @@ _END_S = 10.0  # longest wait for workers that are still starting
 
 
 class Launcher:
-    """Base: Hydra runs the jobs one after another in the sweep's own process.
+    """Base: Hydra runs the jobs one after another in the sweep's process.
 
     Args:
         config: the sweep's composed config, with its `hydra` part.
@@ -45,7 +45,7 @@ class Launcher:
         """Run fewer jobs side by side where one uses more threads than `trainer.threads` says."""
 
     def start(self, tracking_uri: str | None, jobs: int) -> None:
-        """Start worker processes, which import what a training needs while the sweep goes on.
+        """Start worker processes, which import what a training needs while the sweep continues.
 
         Args:
             tracking_uri: where the runs are tracked, None where they are not.

@@ -75,9 +75,9 @@ def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictCo
 
     composed: dict[tuple[str, ...], DictConfig] = {}
     try:
-        for own in overrides:
-            folds = [override for override in own if override.startswith("fold=")]
-            others = tuple(override for override in own if override not in folds)
+        for one_job in overrides:
+            folds = [override for override in one_job if override.startswith("fold=")]
+            others = tuple(override for override in one_job if override not in folds)
             if others not in composed:
                 composed[others] = compose(config_name, list(others))
             cfg = copy.deepcopy(composed[others])
@@ -105,15 +105,15 @@ def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
         return cut[key]
 
     planned = []
-    for own, cfg in zip(overrides, compose_all(config_name, overrides), strict=True):
+    for one_job, cfg in zip(overrides, compose_all(config_name, overrides), strict=True):
         job = jobs.plan(cfg, prepare=prepare_once, assign=assign_once)
         devices = job.settings["trainer"]["devices"]
         if devices > 1:
             raise AudioMnistError(
-                f"trainer.devices={devices} in a sweep: a run on several devices starts its own processes; "
+                f"trainer.devices={devices} in a sweep: a run on several devices starts its one_job processes; "
                 "train it without -m"
             )
-        planned.append(PlannedJob(" ".join(map(without_password, own)), job))
+        planned.append(PlannedJob(" ".join(map(without_password, one_job)), job))
     return planned
 
 

@@ -1,4 +1,4 @@
-"""A sweep that goes on: what its own process knows, and what its runs find in its folder."""
+"""A running sweep: what its process knows, and what its runs find in its folder."""
 
 import contextlib
 import json

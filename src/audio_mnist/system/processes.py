@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 def kill(pool: "ProcessPoolExecutor") -> None:
     """End the processes of a pool at once."""
     warnings.filterwarnings("ignore", message="Failed to delete temporary folder")  # a killed process holds it
-    warnings.filterwarnings("ignore", message="Failed to kill subprocesses")  # their own, where pgrep is missing
+    warnings.filterwarnings("ignore", message="Failed to kill subprocesses")  # where pgrep is missing
     pool.shutdown(wait=True, kill_workers=True)

@@ -36,7 +36,7 @@ def connect(uri: str) -> "MlflowClient":
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    # after the import, which sets levels of its own
+    # after the import, which sets levels too
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `mlflow_errors` reports these tracebacks

@@ -14,6 +14,18 @@ from audio_mnist.tracking.backend import connect, mlflow_errors
 log = logging.getLogger(__name__)
 
 
+def absolute(uri: str) -> str:
+    """Make the path of a SQLite address absolute: MLflow keeps one store per address, wherever the process moves.
+
+    >>> absolute("sqlite:////tmp/mlflow.db"), absolute("http://127.0.0.1:5000")
+    ('sqlite:////tmp/mlflow.db', 'http://127.0.0.1:5000')
+    """
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix) or uri.removeprefix(prefix) in ("", ":memory:"):
+        return uri
+    return prefix + os.path.abspath(uri.removeprefix(prefix))
+
+
 def prepare_sqlite(uri: str) -> str:
     """Create the database where it does not exist; return the location of its artifacts.
 

@@ -13,7 +13,7 @@ from audio_mnist.errors import RunError
 from audio_mnist.tracking import backend
 from audio_mnist.tracking.backend import mlflow_errors
 from audio_mnist.tracking.run import NULL_RUN, PREFIX, MlflowRun, Run
-from audio_mnist.tracking.sqlite import prepare_sqlite
+from audio_mnist.tracking.sqlite import absolute, prepare_sqlite
 from audio_mnist.tracking.uri import without_password
 
 BEST_CHECKPOINT = "checkpoints/best.ckpt"  # artifact of every training run
@@ -90,12 +90,12 @@ class Tracker:
     keeps_runs = True
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.shown_uri = uri, without_password(uri)
+        self.uri, self.shown_uri, self._store = uri, without_password(uri), absolute(uri)
         backend.import_client(uri)
         try:
             artifacts = prepare_sqlite(uri) if uri.startswith("sqlite") else None
             with mlflow_errors(f"tracking.uri={self.shown_uri}"):
-                self.client = backend.connect(uri)
+                self.client = backend.connect(self._store)
                 self.experiment_id = self._find_or_create(experiment, artifacts)
         except OSError as error:
             raise RunError(
@@ -227,7 +227,7 @@ class Tracker:
                 from mlflow.artifacts import download_artifacts
 
                 local = Path(
-                    download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=self.uri)
+                    download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=self._store)
                 )
             except Exception as error:
                 reason = without_password(str(error).strip().splitlines()[-1])

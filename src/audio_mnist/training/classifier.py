@@ -230,11 +230,11 @@ def _add_views(classifiers: list[Classifier], store: WaveformStore, clips: np.nd
         waveforms = torch.from_numpy(store.gather(clips, first.clip_samples, placement)).unsqueeze(1).to(first.device)
         for resample in first.resamplers():
             x = front_end(middle(resample(waveforms), first.clip_samples))
-            for classifier, own in zip(classifiers, sums, strict=True):
+            for classifier, total in zip(classifiers, sums, strict=True):
                 logits = classifier(x)  # (B, C)
-                own += logits.float().softmax(dim=1).cpu().numpy()
-    for own in sums:
-        own /= np.float32(first.placements * len(first.speeds))
+                total += logits.float().softmax(dim=1).cpu().numpy()
+    for total in sums:
+        total /= np.float32(first.placements * len(first.speeds))
 
 
 @contextlib.contextmanager

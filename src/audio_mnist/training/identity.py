@@ -21,14 +21,14 @@ def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint:
     The device and the precision are those that are really used: `auto` and `cpu`
     are the same on a machine without a GPU, and differ on one with a GPU.
     """
-    own, asked = recipe(settings), settings["trainer"]
+    settings_used, asked = recipe(settings), settings["trainer"]
     used = {
         "accelerator": devices.kind(asked["accelerator"]),
         "precision": devices.precision(asked["precision"], asked["accelerator"]),
     }
-    own["trainer"] = own["trainer"] | used
+    settings_used["trainer"] = settings_used["trainer"] | used
     clips = [fingerprint(_noise(settings["augment"])), corpus_fingerprint, fold_fingerprint]
-    return fingerprint([own, *clips, code_version(), module_digests(settings.get("modules", []))])
+    return fingerprint([settings_used, *clips, code_version(), module_digests(settings.get("modules", []))])
 
 
 @functools.cache
@@ -45,8 +45,8 @@ def code_version() -> str:
 
 def _noise(augment: dict[str, Any]) -> list[list]:
     """Return path, size and time of each recording that `augment.background` plays."""
-    own = augment.get("background") or {}
-    if not own.get("probability") or not own.get("folder"):
+    noise = augment.get("background") or {}
+    if not noise.get("probability") or not noise.get("folder"):
         return []
-    stats = [(path, path.stat()) for path in recordings_in(Path(own["folder"]).expanduser())]
+    stats = [(path, path.stat()) for path in recordings_in(Path(noise["folder"]).expanduser())]
     return [[str(path), status.st_size, status.st_mtime_ns] for path, status in stats]

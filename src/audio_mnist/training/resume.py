@@ -98,8 +98,8 @@ def claim(job: Job, tracker: AnyTracker) -> Iterator[Claim]:
 def earlier_run(tracker: AnyTracker, key: str, here: str) -> RunRecord | None:
     """Return the newest finished run of a job, else the newest of this machine, else None."""
     runs = tracker.search(kind="train", job=key)
-    own = [run for run in runs if run.tags.get("resume_id", "") == here]
-    return newest(runs) or (own[-1] if own else None)
+    here_only = [run for run in runs if run.tags.get("resume_id", "") == here]
+    return newest(runs) or (here_only[-1] if here_only else None)
 
 
 def resume_dir(settings: dict[str, Any]) -> Path:
@@ -107,8 +107,8 @@ def resume_dir(settings: dict[str, Any]) -> Path:
     uri, experiment = settings["tracking"]["uri"] or "", settings["tracking"]["experiment"]
     database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
     if settings["resume_dir"] is not None:
-        own = fingerprint([str(database or uri), experiment])
-        return Path(settings["resume_dir"]).expanduser().absolute() / own
+        key = fingerprint([str(database or uri), experiment])
+        return Path(settings["resume_dir"]).expanduser().absolute() / key
     if database is not None:  # which may be moved with the folder
         return database.parent / "resume" / fingerprint([database.name, experiment])
     return Path("mlruns").absolute() / "resume" / fingerprint([uri, experiment])
@@ -137,7 +137,7 @@ def resume_id(settings: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
-    """Provide a run's own folder for the length of the block; other processes that train the same wait.
+    """Provide a run's folder for the length of the block; other processes that train the same wait.
 
     Args:
         folder: where all workplaces are kept; None for a folder that ends with the block.
@@ -151,11 +151,11 @@ def workplace(folder: Path | None, key: str) -> Iterator[Workplace]:
             yield Workplace(Path(temporary), lasting=False)
         return
     with held(folder, key, _SAME_RUN):
-        own = folder / key
-        own.mkdir(exist_ok=True)
-        yield Workplace(own, lasting=True)
+        target = folder / key
+        target.mkdir(exist_ok=True)
+        yield Workplace(target, lasting=True)
         with contextlib.suppress(OSError):  # not empty: a later process resumes from it
-            own.rmdir()
+            target.rmdir()
 
 
 @contextlib.contextmanager

@@ -150,8 +150,8 @@ def _open(tracker: AnyTracker, job: Job, claimed: Claim, parent_id: str | None) 
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings as they may be logged."""
-    own = settings["tracking"]
-    return settings | {"tracking": own | {"uri": without_password(own["uri"]) if own["uri"] else None}}
+    tracked = settings["tracking"]
+    return settings | {"tracking": tracked | {"uri": without_password(tracked["uri"]) if tracked["uri"] else None}}
 
 
 @contextlib.contextmanager
@@ -206,8 +206,8 @@ def _quieten() -> None:
     """Silence what Lightning prints at every start, but not its warnings of mistakes."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # in this order: loaders copy from memory (ClipDataModule); epochs are logged, steps are not; Lightning's own use
-    # of torch; a person may choose the CPU; a resumed run has checkpoints
+    # in this order: loaders copy from memory (ClipDataModule); epochs are logged, steps are not; Lightning uses
+    # torch in an old way; a person may choose the CPU; a resumed run has checkpoints
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

@@ -1,7 +1,7 @@
 """The embedded corpus: digits spoken by eSpeak NG, no download, 20 kHz as in the competition.
 
 Each clip is one digit by one of 60 voices (an English accent and a voice
-variant), with its own rate, pitch, pitch range, gain and background noise. The
+variant), with a drawn rate, pitch, pitch range, gain and background noise. The
 40 training voices and the 20 test voices share no variant, so a listener takes
 them for different people.
 """
@@ -88,7 +88,7 @@ def _library_version() -> str:
 
 
 def _make(settings: dict[str, Any], folder: Path) -> None:
-    """Make the clips in a process of its own, whole or not at all."""
+    """Make the clips in a separate process, whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     command = [sys.executable, "-m", "audio_mnist.data.espeak", json.dumps(settings), str(partial)]
