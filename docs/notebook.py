@@ -2,7 +2,7 @@
 # # audio-mnist in a notebook
 #
 # The four functions do what the commands do, with the same checks and the same messages. This short study uses the
-# embedded corpus of spoken digits, two folds and short trainings. Its scores are therefore low.
+# embedded corpus of spoken digits, two folds and trainings of 300 steps.
 
 # %%
 import os
@@ -33,7 +33,7 @@ scores[["split", "label", "accuracy", "low", "high", "n"]]
 
 # %% [markdown]
 # `load` gives a predictor: of the newest ensemble, of a run's id, or of a registered model (`models:/NAME@ALIAS`). The
-# clip below is a seven that no run saw, by a voice that no run heard.
+# clip below is a seven that no run saw, by a voice that no run knows.
 
 # %%
 predictor = audio_mnist.load("latest")

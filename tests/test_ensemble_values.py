@@ -142,3 +142,9 @@ def test_metrics_of_names_weights_as_mlflow_takes_them() -> None:
     """A label with characters that MLflow refuses."""
     found = replace(evaluation(), weights={"Mel model.depth=2": 0.75})
     assert metrics_of(found)["weight/Mel model.depth_2"] == 0.75
+
+
+def test_render_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There rich would display the tables, out of order, and leave the tracked text without them."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "│ Mel" in render(evaluation())

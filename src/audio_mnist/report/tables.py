@@ -106,7 +106,8 @@ def calibration_line(label: str, before: Reliability, after: Reliability, temper
 def render(*parts: Table | str) -> str:
     """Render tables and lines as plain text, as wide as they need."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=100_000, color_system=None)  # tables are as wide as their content
+    # tables are as wide as their content; in a notebook rich would display them and leave the text without them
+    console = Console(file=buffer, width=100_000, color_system=None, force_jupyter=False)
     for part in parts:
         if isinstance(part, str):
             buffer.write(part + "\n")
