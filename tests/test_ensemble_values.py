@@ -108,7 +108,9 @@ def test_join_compares_on_common_clips_only() -> None:
         join(replace(whole, oof=apart), TARGETS, FOLD_OF, combine="mean", calibrate="none")
 
 
-@pytest.mark.parametrize(("combine", "calibrate"), [("stack", "none"), ("mean", "temperature")])
+@pytest.mark.parametrize(
+    ("combine", "calibrate"), [("stack", "none"), ("mean", "temperature"), ("stack", "temperature")]
+)
 def test_join_fits_nothing_on_the_fold_that_it_scores(combine: str, calibrate: str) -> None:
     """Other labels in fold 1 leave fold 1's own probabilities as they are; fold 0's change."""
     given = predictions(answers([0]), answers([5]))

@@ -67,7 +67,8 @@ def join(predictions: Predictions, targets: np.ndarray, fold_of: np.ndarray, *, 
     temperature, calibrated = 1.0, raw
     if calibrate == "temperature":
         temperature = calibration.fit_temperature(raw, truth)
-        calibrated = calibration.cross_fitted(raw, truth, folds)
+        stacked = combine == "stack"
+        calibrated = _stacked(oof, raw, truth, folds) if stacked else calibration.cross_fitted(raw, truth, folds)
 
     shares = dict(zip(predictions.oof, weights.tolist(), strict=True))
     mixed = Mixture(predictions.recipes, combine, shares, temperature)
@@ -83,3 +84,20 @@ def join(predictions: Predictions, targets: np.ndarray, fold_of: np.ndarray, *, 
         mixture=mixed,
         partial=bool((covered.sum(axis=1) > len(rows)).any()),
     )
+
+
+def _stacked(oof: np.ndarray, raw: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Calibrate stacked probabilities, cross-fitted.
+
+    The other folds' stacked probabilities will not do to fit a temperature: their
+    weights were fitted on the scored fold too. So weights and temperature are
+    fitted together on the other folds.
+    """
+    calibrated = raw.copy()
+    for fold in np.unique(folds):
+        others = folds != fold
+        if others.any():
+            weights = mixture.fit_weights(oof[:, others], truth[others])
+            temperature = calibration.fit_temperature(np.tensordot(weights, oof[:, others], axes=1), truth[others])
+            calibrated[~others] = calibration.tempered(raw[~others], temperature)
+    return calibrated
