@@ -1,4 +1,4 @@
-"""Small made corpora, the real recordings where they are, and the commands as a person runs them."""
+"""Small synthetic corpora, the real recordings where they exist, and the commands as a person runs them."""
 
 import csv
 import os
@@ -138,7 +138,7 @@ class MlflowServer:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start it, and return when it answers."""
         self._process = subprocess.Popen(
             [*self._command, "--workers", "1"],
             cwd=self.folder,
@@ -156,7 +156,7 @@ class MlflowServer:
         raise AssertionError("the MLflow server does not answer")
 
     def stop(self) -> None:
-        """At once, as if the machine had gone."""
+        """End it at once, as if the machine had gone."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(30)
@@ -223,7 +223,7 @@ class Browser:
 
     @contextmanager
     def open(self, address: str) -> Iterator["Page"]:
-        """A new tab, whose waits end after a minute."""
+        """A new tab; its waits end after a minute."""
         context = self._chromium.new_context(viewport={"width": 1500, "height": 1100}, permissions=["microphone"])
         try:
             tab = context.new_page()

@@ -303,7 +303,7 @@ def test_placement_takes_copies_and_keeps_their_places() -> None:
             _, rows, places = (np.concatenate(part) for part in zip(*sampler, strict=True))
             assert len(sampler) == 3 and (np.bincount(rows) == 5).all()
             epochs.append((rows.tolist(), set(zip(rows.tolist(), places.tolist(), strict=True))))
-        assert epochs[0][0] != epochs[1][0]  # the order is drawn anew
+        assert epochs[0][0] != epochs[1][0]  # the order is drawn again
         assert (epochs[0][1] == epochs[1][1]) is not redraw
         assert len(epochs[0][1]) == 30
 

@@ -56,7 +56,7 @@ class Payload:
 def test_checkpoint_with_code_is_refused_and_not_run(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an ensemble's member and as a state to go on from."""
+    """As an ensemble's member and as a state to resume from."""
     mark = tmp_path / "was here"
     cfg = tone_config()
     train(cfg)
@@ -97,7 +97,7 @@ def test_source_unpickles_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["../x.wav", "/etc/passwd", "a/../../x.wav", "link/x.wav", "sub/../../root2/x.wav"])
 def test_paths_out_of_the_root_are_refused(tmp_path: Path, name: str) -> None:
-    """Upwards, absolute, through a link, into a sibling whose name begins alike; allowed where it is said."""
+    """Upwards, absolute, through a link, into a sibling whose name begins alike; allowed where the key says so."""
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "root2").mkdir()

@@ -59,7 +59,7 @@ def test_cross_fitted_is_nested() -> None:
 
 
 def test_cross_fitted_lowers_the_error() -> None:
-    """Probabilities made too sharp are mended out of fold."""
+    """Probabilities that are too sharp are corrected out of fold."""
     p, targets = drawn(3.0, n=3000)
     fold_of = np.arange(3000) % 5
     before = calibration.reliability(p, targets).error

@@ -57,8 +57,8 @@ def address(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield where
 
 
-def test_dropped_file_is_heard_as_predict_hears_it(address: str, trained: Trained, browser: Browser) -> None:
-    """Label, probabilities, what each member said, the picture; nothing is asked of any other host."""
+def test_dropped_file_gets_the_answer_of_predict(address: str, trained: Trained, browser: Browser) -> None:
+    """Label, probabilities, each member's answer, the picture; no other host is contacted."""
     recording = trained.test[0]
     samples, rate_hz = soundfile.read(recording, dtype="float32")
     predictor = load_predictor(trained.tracker, trained.ensemble)
@@ -78,7 +78,7 @@ def test_dropped_file_is_heard_as_predict_hears_it(address: str, trained: Traine
     assert browser.elsewhere == []
 
 
-def test_microphone_is_heard(address: str, browser: Browser) -> None:
+def test_microphone_gets_an_answer(address: str, browser: Browser) -> None:
     """Chromium's own fake device, recorded for a second."""
     with browser.open(address) as tab:
         tab.click("#clip button[aria-label='Record audio']")
@@ -90,7 +90,7 @@ def test_microphone_is_heard(address: str, browser: Browser) -> None:
 
 
 def test_unusable_uploads_are_refused_with_a_reason(address: str, browser: Browser, tmp_path: Path) -> None:
-    """Not audio, too long, too large; the page goes on working."""
+    """Not audio, too long, too large; the page still works."""
     (tmp_path / "noise.wav").write_bytes(b"not audio at all")
     soundfile.write(tmp_path / "long.wav", np.full(3 * 8000, 0.1), 8000)
     soundfile.write(tmp_path / "large.wav", np.full(200_000, 0.1), 8000)
@@ -146,7 +146,7 @@ def test_uploads_are_gone_with_the_page(trained: Trained, tmp_path: Path) -> Non
     assert (tmp_path / "log.txt").read_text() == "interrupted\n"
 
 
-def test_heard_notes_what_was_not_heard(trained: Trained) -> None:
+def test_note_says_what_part_of_a_clip_was_used(trained: Trained) -> None:
     """A clip longer than the window: the note names both lengths."""
     predictor = load_predictor(trained.tracker, trained.ensemble)
     samples = np.sin(np.arange(32000) / 3).astype(np.float32)

@@ -50,7 +50,7 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.slow
 def test_disk_that_fills_up_in_mid_run_loses_nothing(small_disk: Path) -> None:
-    """One error and no traceback; with room again the same command goes on and the run is whole."""
+    """One error and no traceback; with room again the same command resumes and the run is whole."""
     write_tones(small_disk / "tones")
     epochs = 400
     command = (*RUN, f"trainer.max_epochs={epochs}")

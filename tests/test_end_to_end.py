@@ -175,18 +175,18 @@ def test_ensemble_calibrates_out_of_fold(swept: Swept, tmp_path: Path, capsys: p
     """Each fold's probabilities at the temperature of the others; answers stay; errors and picture are logged."""
     ensemble(swept.ensemble("run_ids=latest", "calibrate=none"), tmp_path / "raw")
     metrics = ensemble(swept.ensemble("run_ids=latest"), tmp_path / "calibrated").metrics
-    raw, mended = (
+    raw, calibrated = (
         pd.read_csv(tmp_path / name / "predictions.csv", dtype={"label": str, "predicted": str})
         for name in ("raw", "calibrated")
     )
-    assert (raw["predicted"] == mended["predicted"]).all()
+    assert (raw["predicted"] == calibrated["predicted"]).all()
     columns, oof = [f"p:{digit}" for digit in range(10)], raw["scored"] == "out of fold"
     p, truth = raw.loc[oof, columns].to_numpy(), raw.loc[oof, "label"].astype(int).to_numpy()
     fold_of = raw.loc[oof, "fold"].to_numpy()
     for fold in (0, 1):
         t = calibration.fit_temperature(p[fold_of != fold], truth[fold_of != fold])
         expected = calibration.tempered(p[fold_of == fold], t)
-        np.testing.assert_allclose(mended.loc[oof, columns].to_numpy()[fold_of == fold], expected, atol=1e-4)
+        np.testing.assert_allclose(calibrated.loc[oof, columns].to_numpy()[fold_of == fold], expected, atol=1e-4)
     assert metrics["oof/ece_raw"] == pytest.approx(calibration.reliability(p, truth).error, abs=1e-4)
     printed = capsys.readouterr().out
     run_id = re.findall(r"tracked: run (\w+)", printed)[-1]
@@ -572,7 +572,7 @@ def test_sweep_is_reported_when_hydra_shows_full_errors(tmp_path: Path) -> None:
 
 
 def test_ensemble_joins_members_of_two_sample_rates(tmp_path: Path) -> None:
-    """Each member hears the clips at the rate that it was trained at."""
+    """Each member gets the clips at its training rate."""
     root = write_tones(tmp_path / "tones")
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     options = ["data=folder", f"data.root={root}", "folds.count=2", "trainer.max_epochs=1", "trainer.batch_size=4"]

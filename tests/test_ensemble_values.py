@@ -22,7 +22,7 @@ SPEAKERS = np.array(list("aabbccdd" + "eeff"))
 
 
 def answers(wrong: list[int], n: int = 12) -> np.ndarray:
-    """(n, 2) probabilities of 0.8 for the truth, but for the clips `wrong`."""
+    """(n, 2) probabilities of 0.8 for the truth, except for the clips `wrong`."""
     p = np.full((n, 2), 0.2)
     right = np.maximum(TARGETS[:n], 0)
     right[wrong] = 1 - right[wrong]

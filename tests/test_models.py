@@ -71,7 +71,7 @@ def test_subspectral_norm_is_a_batch_norm_of_each_part() -> None:
 
 
 def test_row_norm_scales_rows_by_the_batch_and_later_by_what_training_saw() -> None:
-    """Mean 0 and sd 1 of each row but for the floor; a row that never moves stays small."""
+    """Mean 0 and sd 1 of each row, except for the floor; a row that never moves stays small."""
     torch.manual_seed(0)
     scale, shift = torch.rand(1, 2, 40, 1) + 0.5, 10 * torch.randn(1, 2, 40, 1)
     scale[0, 1, 7] = 1e-6

@@ -1,4 +1,4 @@
-"""What is done stays done: runs go on where they stopped, sweeps are finished by their own command."""
+"""Finished work stays finished: runs resume where they stopped, and a sweep is completed by the same command."""
 
 import os
 import random
@@ -104,7 +104,7 @@ def assert_same(left: tuple[Tracker, RunRecord], right: tuple[Tracker, RunRecord
     ],
     ids=" ".join,
 )
-def test_interrupted_run_goes_on_to_the_same_bits(
+def test_interrupted_run_resumes_to_the_same_bits(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     """Stopped twice, in one MLflow run: weights, predictions and metrics are those of a run that was not."""
@@ -126,7 +126,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     assert left == []
 
 
-def test_run_goes_on_from_its_last_state_not_from_the_start(
+def test_run_resumes_from_its_last_state_not_from_the_start(
     tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The epochs before it are not trained again."""
@@ -139,7 +139,7 @@ def test_run_goes_on_from_its_last_state_not_from_the_start(
     assert seen == [4, 5]
 
 
-def test_state_whose_metrics_were_never_sent_is_not_gone_on_from(
+def test_state_without_logged_metrics_is_not_resumed(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process killed between an epoch's state and its metrics, and the next one soon after: no value is lost."""
@@ -185,7 +185,7 @@ def test_damaged_state_is_left_and_the_run_starts_again(
     assert_same((tracker_of(cfg), run), (tracker_of(whole), expected))
 
 
-def test_run_goes_on_under_settings_that_change_no_bits(
+def test_run_resumes_under_settings_that_change_no_bits(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clips were moved, the state is kept less often, no progress is shown: still one run."""
@@ -199,7 +199,7 @@ def test_run_goes_on_under_settings_that_change_no_bits(
     ]
 
 
-def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_false_trains_again(tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of its own beside the broken one, which stays as it is."""
     cfg = tone_config("trainer.max_epochs=2")
     train_until(0, cfg, monkeypatch)
@@ -208,7 +208,7 @@ def test_resume_false_trains_anew(tone_config: Callable[..., DictConfig], monkey
 
 
 def test_other_code_is_another_job(monkeypatch: pytest.MonkeyPatch, tone_config: Callable[..., DictConfig]) -> None:
-    """A run of an older version of the package is neither gone on with nor taken over."""
+    """A run of an older version of the package is neither resumed nor taken over."""
     settings = to_plain(tone_config())
     key = identity.job_key(settings, "corpus", "folds")
     assert key == identity.job_key(settings | {"variant": "other name", "resume": False}, "corpus", "folds")
@@ -232,7 +232,7 @@ def test_other_noise_is_another_job(tmp_path: Path, tone_config: Callable[..., D
     assert before[0] != after[0] and before[1] == after[1]
 
 
-def test_place_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folder_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One database has one, however it is named and wherever it is moved; a server's runs belong to a folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -254,10 +254,10 @@ def test_place_of_half_trained_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert resume.resume_id(of("http://x:1", str(tmp_path / "moved"))) == ids[1]
 
 
-def test_run_of_another_place_is_not_gone_on_with(
+def test_run_of_another_machine_is_not_resumed(
     tone_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may still be trained there: it stays as it is, and the one of this place is finished."""
+    """It may still train there: it stays as it is, and this machine's run is finished."""
     here, elsewhere = (
         tone_config("resume_every_s=0", "trainer.max_epochs=5", f"resume_dir={tmp_path}/{name}")
         for name in ("here", "elsewhere")
@@ -270,15 +270,15 @@ def test_run_of_another_place_is_not_gone_on_with(
     plain = Classifier.on_train_epoch_end
     monkeypatch.setattr(Classifier, "on_train_epoch_end", lambda self: (seen.append(self.current_epoch), plain(self)))
     train(here)
-    assert seen[0] > 0, "its own state, not that of the newer run, is gone on from"
+    assert seen[0] > 0, "it resumes from its own state, not from that of the newer run"
     statuses = {run.id: run.status for run in training_runs(tracker_of(here))}
     assert statuses == {first.id: "FINISHED", second.id: "FAILED"}
 
 
-def test_run_trained_anew_holds_its_lock(
+def test_run_that_trains_again_holds_its_lock(
     tone_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """resume=false: nobody goes on with it while it lives."""
+    """resume=false: no other process resumes it while it lives."""
     cfg = tone_config("resume=false")
     folder = resume.resume_dir(to_plain(cfg))
     seen = []
@@ -384,7 +384,7 @@ def test_sweep_survives_ten_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+def test_sweep_resumes_after_ctrl_c(tmp_path: Path) -> None:
     """Once is enough: it ends cleanly with its table, runs are KILLED; the command again finishes them."""
     write_tones(tmp_path / "tones")
     process = start(tmp_path, *SWEEP)

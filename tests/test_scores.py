@@ -1,4 +1,4 @@
-"""Accuracies, intervals and paired tests against formulas, and against experiments drawn anew."""
+"""Accuracies, intervals and paired tests against formulas, and against simulated experiments."""
 
 import numpy as np
 import pytest

@@ -73,7 +73,7 @@ def noises(rates_hz: tuple[int, ...] = (8000, 8000, 11025, 16000)) -> list[tuple
 
 
 def test_graph_alone_under_onnxruntime_equals_the_predictor(trained: Trained, tmp_path: Path) -> None:
-    """Two features, one of them heard at another rate and at two placements; one clip, several, silence."""
+    """Two features, one of them at another rate and at two placements; one clip, several, silence."""
     loaded = load_predictor(trained.tracker, "latest")
     mel, mfcc = (next(c for c in loaded.classifiers if c.hparams.feature["name"] == name) for name in ("mel", "mfcc"))
     placed = type(mel)(**dict(mel.hparams) | {"views": {"placements": 2, "speeds": [1.0, 1.1]}}).eval()
@@ -253,7 +253,7 @@ def test_server_answers_as_predict_does(server: str, registered: Trained, tmp_pa
     ],
 )
 def test_server_refuses_a_bad_request_with_400_and_a_reason(server: str, row: dict, reason: str) -> None:
-    """And goes on answering good ones."""
+    """And still answers good ones."""
     status, answer = post(server, {"dataframe_records": [row]})
     assert status == 400
     assert reason in answer["message"]

@@ -234,7 +234,7 @@ def test_shuffled_batches_are_a_function_of_seed_and_epoch() -> None:
 
 @pytest.mark.parametrize("augment", [{}, {"speed": 1.0}, {"spec_augment": 1.0}])
 @pytest.mark.parametrize("budget", [0, datamodule.KEPT_BYTES])
-def test_kept_features_are_those_computed_anew(
+def test_kept_features_equal_computed_ones(
     tone_config: Config, monkeypatch: pytest.MonkeyPatch, budget: int, augment: dict[str, float]
 ) -> None:
     """Features that are kept, in training and in validation, equal those of the waveforms to rounding."""

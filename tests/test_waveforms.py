@@ -146,13 +146,13 @@ def test_build_store_is_reused_until_a_file_or_setting_changes(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["samples.f32", "offsets.npy", "clips.csv", "meta.json"])
 def test_build_store_mends_a_store_cut_in_half(tmp_path: Path, name: str) -> None:
-    """A damaged store is noticed and built anew."""
+    """A damaged store is noticed and built again."""
     table = manifest_of(write(tmp_path / "a.wav", noise()))
     _, store = build(table, tmp_path / "cache")
     damaged = store.path / name
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    _, mended = build(table, tmp_path / "cache")
-    np.testing.assert_array_equal(mended.clip(0), noise())
+    _, rebuilt = build(table, tmp_path / "cache")
+    np.testing.assert_array_equal(rebuilt.clip(0), noise())
 
 
 @pytest.mark.parametrize("in_process", [False, True])
@@ -172,7 +172,7 @@ def test_build_store_on_a_full_disk_leaves_nothing(
 
 
 def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process begins and others go on with has the bytes of a store decoded by it alone, bad clips named."""
+    """A store that this process begins and others complete has the bytes of one that it decodes alone; bad clips are named."""
     paths = [write(tmp_path / f"{i:03}.wav", noise(500 + i, seed=i), 8000 if i % 3 else 11_025) for i in range(40)]
     for number in (5, 30):
         paths[number].write_bytes(b"")
