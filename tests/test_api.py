@@ -1,7 +1,10 @@
 """The Python face: what the commands do, from a notebook."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import soundfile
 
 import audio_mnist
 from audio_mnist.errors import AudioMnistError, ConfigError, DataError, RunError
+from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import Trained, write_tones
 
 OPTIONS = ["data=folder", "data.root=tones", "folds.count=2", "trainer.max_epochs=2", "trainer.batch_size=4"]
@@ -89,6 +93,24 @@ def test_load_and_ensemble_refuse_as_the_commands_do(tmp_path: Path, monkeypatch
         audio_mnist.load()
     with pytest.raises(RunError, match="run_ids=latest: no sweep with a finished run"):
         audio_mnist.ensemble()
+
+
+def test_sweep_stopped_by_ctrl_c_is_closed(tmp_path: Path) -> None:
+    """As in a terminal, where the whole process group gets the signal: no run stays RUNNING."""
+    write_tones(tmp_path / "tones")
+    options = [*OPTIONS[:3], "trainer.batch_size=4", "fold=0,1", "hydra/launcher=basic", "resume_every_s=0"]
+    code = f"import audio_mnist; audio_mnist.sweep({[*options, 'trainer.max_epochs=4000', 'trainer.max_steps=null']})"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert b"KeyboardInterrupt" in errors
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    assert {run.status for run in tracker.search(kind="train")} == {"KILLED"}
+    assert [run.status for run in tracker.search(kind="sweep")] == ["FAILED"]
 
 
 @pytest.mark.parametrize(

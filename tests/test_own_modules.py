@@ -6,9 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from audio_mnist import features
+from audio_mnist import features, models
 from audio_mnist.config import load_modules, module_digests
 from audio_mnist.errors import ConfigError
+from audio_mnist.features.mel import LogMel
+from audio_mnist.report.tables import member_labels
+from audio_mnist.training import dry_run
 from tests.conftest import run_command, write_tones
 
 PARTS = """
@@ -118,3 +121,57 @@ def test_own_module_that_cannot_be_used_is_named(tmp_path: Path, code: str | Non
     with pytest.raises(ConfigError, match=message):
         load_modules([str(path)])
     assert features.FrontEnd.registry["mel"].__module__ == "audio_mnist.features.mel"
+
+
+def test_own_package_is_known_by_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module by name: the text that was imported counts; an edit asks for a restart, also of a file below it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    (tmp_path / "my_package").mkdir()
+    for name in ("__init__", "nets"):
+        (tmp_path / "my_package" / f"{name}.py").write_text("# empty\n")
+    before = module_digests(["my_package"])
+    assert module_digests(["my_package"]) == before
+    (tmp_path / "my_package" / "nets.py").write_text("# edited\n")
+    with pytest.raises(ConfigError, match="my_package changed since it was imported; restart Python"):
+        module_digests(["my_package"])
+
+
+def test_own_feature_does_not_take_the_title_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subclass of LogMel has a row of its own beside Mel; equal titles are told apart by name."""
+    monkeypatch.setattr(features.FrontEnd, "registry", dict(features.FrontEnd.registry))
+
+    class MyMel(LogMel):
+        name = "my_mel"
+
+    class Other(LogMel):
+        name, title = "other_mel", "Mel"
+
+    recipes = {name: {"feature": {"name": name}} for name in ("mel", MyMel.name)}
+    assert member_labels(recipes) == {"mel": "Mel", "my_mel": "my_mel"}
+    recipes = {name: {"feature": {"name": name}} for name in ("mel", Other.name)}
+    assert member_labels(recipes) == {"mel": "Mel (mel)", "other_mel": "Mel (other_mel)"}
+
+
+def test_own_net_with_any_annotations_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """list[int] and strings as annotations are legal; a net that breaks on the feature is one clear error."""
+    monkeypatch.setattr(models.Model, "registry", dict(models.Model.registry))
+
+    class Wide(models.Model):
+        name = "wide"
+
+        def __init__(self, classes, in_channels, rows, *, widths: list[int], note: "str | None" = None, **base):
+            super().__init__(classes, in_channels, rows, **base)
+
+        def forward(self, x):
+            return x.view(1, 7)
+
+    net = models.build({"name": "wide", "widths": [1, 2]}, 3)
+    with pytest.raises(ConfigError, match=r"model\.widths=3: expected list"):
+        models.build({"name": "wide", "widths": 3}, 3)
+    with pytest.raises(ConfigError, match=r"model\.note=3: expected str"):
+        models.build({"name": "wide", "widths": [1], "note": 3}, 3)
+    front_end = features.build({"name": "mel", "n_mels": 40, "window_ms": 32.0, "hop_ms": 25.6}, 8000)
+    message = r"model=wide cannot take feature=mel of shape \(1, 1, 40, 40\) \(RuntimeError"
+    with pytest.raises(ConfigError, match=message):
+        dry_run.pass_silence(front_end, net, 8000)

@@ -70,6 +70,7 @@ def test_job_is_the_same_however_the_device_is_named(tone_config: Config, monkey
     """Without a GPU accelerator=auto is accelerator=cpu. On a GPU it is another job, which never resumes this one."""
     auto, cpu = (jobs.plan(tone_config(f"trainer.accelerator={name}")) for name in ("auto", "cpu"))
     assert auto.device == cpu.device == "cpu" and auto.key == cpu.key
+    assert auto.recipe_fingerprint == cpu.recipe_fingerprint  # one row, and one member of an ensemble
     exact, rounded = (jobs.plan(tone_config(f"trainer.precision={name}")) for name in ("32-true", "bf16-mixed"))
     assert exact.key != rounded.key and cpu.key in (exact.key, rounded.key)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -78,12 +79,18 @@ def test_job_is_the_same_however_the_device_is_named(tone_config: Config, monkey
     assert gpu.device == "cuda" and gpu.precision == cpu.precision and gpu.key != cpu.key
 
 
-def test_check_distinct_names_the_jobs_that_are_one_run(tone_config: Config) -> None:
+def test_check_distinct_names_the_jobs_that_are_one_run(tone_config: Config, tmp_path: Path) -> None:
     """The message names both and what to remove; two variants may be one run where finished runs are kept."""
     first, second = (PlannedJob(f"fold={fold}", jobs.plan(tone_config(f"fold={fold}"))) for fold in (0, 1))
     check_distinct([first, second])
-    with pytest.raises(AudioMnistError, match=r"jobs 0 and 2 have identical settings: fold=0. Remove one."):
+    with pytest.raises(AudioMnistError, match=r"jobs 0 and 2 have identical settings: fold=0. Remove one.$"):
         check_distinct([first, second, first])
+    shutil.copytree(first.job.settings["data"]["root"], tmp_path / "moved")
+    (tmp_path / "moved" / "low" / "s0_0.wav").unlink()
+    moved = PlannedJob("data.root=moved", jobs.plan(tone_config(f"data.root={tmp_path}/moved", "fold=0")))
+    assert moved.job.key != first.job.key
+    with pytest.raises(AudioMnistError, match=r"data.root=moved. Remove one. Sweep one data.root or data.manifest"):
+        check_distinct([first, moved])
     settings = first.job.settings | {"variant": "other"}
     check_distinct([first, PlannedJob("variant=other", replace(first.job, settings=settings))])
     anew = [PlannedJob("x", replace(first.job, settings=first.job.settings | own)) for own in ({}, settings)]

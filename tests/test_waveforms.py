@@ -172,7 +172,7 @@ def test_build_store_on_a_full_disk_leaves_nothing(
 
 
 def test_build_store_by_processes_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that this process begins and others complete has the bytes of one that it decodes alone; bad clips are named."""
+    """A store that other processes complete has the bytes of one that this process decodes; bad clips are named."""
     paths = [write(tmp_path / f"{i:03}.wav", noise(500 + i, seed=i), 8000 if i % 3 else 11_025) for i in range(40)]
     for number in (5, 30):
         paths[number].write_bytes(b"")

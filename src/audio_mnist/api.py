@@ -67,8 +67,13 @@ def train(overrides: Overrides = (), *, config_dir: str | Path | None = None) ->
 
     from audio_mnist.training.run import train as train_one
 
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    search = []
+    if config_dir is not None:
+        folder = str(Path(config_dir).resolve()).replace("'", "\\'")
+        search = [f"hydra.searchpath=['file://{folder}']"]
     cfg = _compose("train", [*_listed(overrides), *search])
+    if cfg.trainer.devices != 1:  # such a run starts this script again, once per device
+        raise ConfigError(f"trainer.devices={cfg.trainer.devices}: expected 1 here; use python train.py for several")
     trained = train_one(cfg)
     row = {"run_id": trained.run_id, "feature": cfg.feature.name, "model": cfg.model.name, "fold": cfg.fold}
     best = {key.removeprefix("best/"): value for key, value in trained.metrics.items()}
@@ -91,23 +96,30 @@ def sweep(overrides: Overrides, *, config_dir: str | Path | None = None) -> "pd.
     """
     import pandas as pd
 
+    from audio_mnist.cli import unwritable
     from audio_mnist.sweeps.state import RUNS_FILE
 
+    problem = unwritable(Path("mlruns"))
+    if problem is not None:
+        raise AudioMnistError(problem)
     folder = Path("mlruns/hydra") / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_sweep"
     choices = [] if config_dir is None else ["--config-dir", str(Path(config_dir).resolve())]
     script = _project() / "train.py"
     command = [sys.executable, str(script), *_listed(overrides), f"hydra.sweep.dir={folder}", "-m", *choices]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # in a session of its own: Ctrl-C reaches it once, from here
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         printed, errors = process.communicate()
-    except KeyboardInterrupt:  # a notebook's kernel alone gets it; finished runs are kept
+    except KeyboardInterrupt:  # finished runs are kept
         process.send_signal(signal.SIGINT)
         process.communicate()
         raise
     runs = folder / RUNS_FILE
     if not runs.exists():
-        reason = errors.strip().removeprefix("error: ") or f"train.py ended with status {process.returncode}"
-        raise AudioMnistError(reason)
+        _, found, reason = f"\n{errors}".rpartition("\nerror: ")
+        raise AudioMnistError(reason.strip() if found else f"train.py failed ({process.returncode}):\n{errors.strip()}")
     print(printed)
     return pd.read_csv(runs, dtype={"run_id": str}, keep_default_na=False, na_values={"accuracy": "", "loss": ""})
 

@@ -52,7 +52,7 @@ def run(main: Callable[[], Any]) -> int:
     """
     problem = _password_in(sys.argv[1:])
     if not problem and not any("hydra." in a or a.startswith("--") for a in sys.argv[1:]):
-        problem = _unwritable(Path("mlruns"))
+        problem = unwritable(Path("mlruns"))
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -91,7 +91,7 @@ def _password_in(arguments: list[str]) -> str | None:
     return None
 
 
-def _unwritable(folder: Path) -> str | None:
+def unwritable(folder: Path) -> str | None:
     """Say why Hydra could not make its run folder below `folder`; Hydra would end in a traceback."""
     parent = folder if folder.exists() else folder.absolute().parent
     if not parent.is_dir():

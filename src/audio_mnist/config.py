@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import sys
@@ -19,6 +18,7 @@ from audio_mnist.errors import ConfigError
 
 # keys that change neither a weight nor a prediction of a run
 _NOT_IN_RECIPE = ("tracking", "variant", "resume", "resume_dir", "resume_every_s", "modules")
+_digests: dict[str, str] = {}  # file or module -> SHA-256 of the text that was imported
 _NOT_IN_DATA = ("root", "manifest", "cache_dir", "on_bad_clip")
 
 
@@ -56,8 +56,8 @@ def require(condition: bool, key: str, got: object, expected: str) -> None:
 class Registered:
     """Base of whatever a config can name.
 
-    A direct subclass defines an empty `registry`. A subclass of that one with a
-    `name` enters it.
+    A direct subclass, such as FrontEnd, defines an empty `registry`. Its
+    subclasses that have a `name` are added to that registry.
     """
 
     name: ClassVar[str]
@@ -117,7 +117,10 @@ def _settings_of(kind: type) -> dict[str, inspect.Parameter]:
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        try:
+            parameters = inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values()
+        except NameError:  # an annotation that only a type checker can resolve
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         found = found | {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
@@ -125,12 +128,15 @@ def _settings_of(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _is_a(value: Any, expected: Any) -> bool:
-    if isinstance(expected, types.UnionType):
+    origin = typing.get_origin(expected)
+    if origin in (types.UnionType, typing.Union):
         return any(_is_a(value, option) for option in typing.get_args(expected))
+    if origin is not None:  # list[int]: the items are the class's own business
+        return isinstance(value, origin)
     if expected in (int, float):
         wide = (int, float) if expected is float else int
         return isinstance(value, wide) and not isinstance(value, bool)
-    return expected is inspect.Parameter.empty or isinstance(value, expected)
+    return expected is inspect.Parameter.empty or not isinstance(expected, type) or isinstance(value, expected)
 
 
 def load_modules(modules: Sequence[str]) -> None:
@@ -140,39 +146,50 @@ def load_modules(modules: Sequence[str]) -> None:
         modules: Python files, or names of importable modules. A file that changed is imported again.
 
     Raises:
-        ConfigError: a module is not found, or fails while it is imported.
+        ConfigError: a module is not found, fails while it is imported, or changed since then.
     """
     for module in modules:
         try:
-            if not module.endswith(".py"):
+            if module.endswith(".py"):
+                _load_file(Path(module).expanduser().resolve())
+            else:
                 importlib.import_module(module)
-                continue
-            path = Path(module).expanduser().resolve()
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            known = sys.modules.get(_module_name(path))
-            if known is not None and getattr(known, "_audio_mnist_digest", None) == digest:
-                continue
-            spec = importlib.util.spec_from_file_location(_module_name(path), path)
-            assert spec is not None and spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            loaded._audio_mnist_digest = digest  # type: ignore[attr-defined]
-            sys.modules[spec.name] = loaded
-            try:
-                spec.loader.exec_module(loaded)
-            except BaseException:
-                del sys.modules[spec.name]
-                raise
+                digest = _digests.setdefault(module, _digest_of(module))
+                if digest != _digest_of(module):
+                    raise ConfigError(f"modules: {module} changed since it was imported; restart Python")
         except ConfigError:
             raise
         except Exception as error:  # whatever that code raises
             raise ConfigError(f"modules: {module} cannot be imported ({type(error).__name__}: {error})") from None
 
 
+def _load_file(path: Path) -> None:
+    text = path.read_bytes()
+    name, digest = _module_name(path), hashlib.sha256(text).hexdigest()
+    if _digests.get(str(path)) == digest:
+        return
+    loaded = types.ModuleType(name)
+    loaded.__file__ = str(path)
+    sys.modules[name] = loaded
+    # not through the import system, which may take the bytecode of an earlier text
+    exec(compile(text, path, "exec"), loaded.__dict__)
+    _digests[str(path)] = digest
+
+
+def _digest_of(module: str) -> str:
+    """Return the SHA-256 of a module's files; of a package all files below it."""
+    loaded = sys.modules[module]
+    folders = [Path(folder) for folder in getattr(loaded, "__path__", [])]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    if not folders:
+        files = [Path(str(loaded.__file__))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def module_digests(modules: Sequence[str]) -> list[str]:
-    """Return the SHA-256 of each module's file, for the identity of a run."""
+    """Return the SHA-256 of the text of each module, as it was imported, for the identity of a run."""
     load_modules(modules)
-    files = [module if module.endswith(".py") else str(sys.modules[module].__file__) for module in modules]
-    return [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files]
+    return [_digests[str(Path(m).expanduser().resolve()) if m.endswith(".py") else m] for m in modules]
 
 
 def _module_name(path: Path) -> str:

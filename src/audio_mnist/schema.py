@@ -230,7 +230,7 @@ def _check_trainer(cfg: DictConfig) -> None:
         patience is None or (patience >= 1 and cfg.selection == "inner"),
         "trainer.early_stopping_patience",
         patience,
-        "1 or more with selection=inner, else null: stopping early on the scored fold would choose the epoch by it",
+        "1 or more with selection=inner, else null (the scored fold must not choose the epoch)",
     )
 
 

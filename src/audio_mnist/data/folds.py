@@ -184,8 +184,8 @@ def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.
         parts = min(parts, len(np.unique(groups)))
         if parts < 2:
             raise ConfigError(
-                "selection=inner needs two training speakers, one of them to choose the epoch by, and fold="
-                f"{fold} leaves one; raise folds.count or set selection=last"
+                "selection=inner needs two training speakers: one to train on, one to choose the epoch. "
+                f"fold={fold} leaves one; raise folds.count or set selection=last"
             )
     try:
         numbers = _deal(table, count=parts, by_speaker=by_speaker, seed=folds.seed)

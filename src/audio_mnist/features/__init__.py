@@ -38,4 +38,4 @@ def title_of(name: str) -> str:
     'MFCC'
     """
     known = FrontEnd.registry.get(name)
-    return name if known is None else known.title or name
+    return vars(known).get("title", name) if known is not None else name  # a base class's title is not its own

@@ -33,7 +33,7 @@ class FrontEnd(Registered, nn.Module):
         deltas: 1 adds the slope over time as a second channel, 2 also the slope's slope as a third.
 
     Attributes:
-        title: the name in tables; `name` where it is empty.
+        title: the name in tables; `name` where a subclass has none.
         row_label: what the rows are, on an axis.
         unit: unit of `transform`.
 

@@ -16,8 +16,8 @@ from audio_mnist.data.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.system.paths import inside
 
-_AHEAD = 4  # recordings that each decoding thread may be ahead,
-_AHEAD_BYTES = 2**25  # while their files have no more than this; decoded they have up to twenty times as much
+_AHEAD = 4  # most recordings that each thread decodes in advance
+_AHEAD_BYTES = 2**25  # most bytes of their files; decoded they take up to twenty times as much
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Scores -> tables and sentences."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
             k for k in config if k not in ("fold", "feature.name") and len({str(other.get(k)) for other in rivals}) > 1
         )
         labels[key] = " ".join([title_of(config["feature.name"]), *(f"{k}={config[k]}" for k in differing)])
+    # two features of one title, or recipes that differ in nothing that is shown
+    for distinguish in (lambda key: flat[key]["feature.name"], lambda key: key[:6]):
+        counts = Counter(labels.values())
+        labels = {k: f"{label} ({distinguish(k)})" if counts[label] > 1 else label for k, label in labels.items()}
     return labels
 
 

@@ -100,19 +100,21 @@ def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[st
         jobs: all jobs of the sweep. Two variants share a run where they are the same for its feature.
         group_of: clip id -> group where folds are by group.
     """
-    # the default first, then variants all of whose runs finished on the same clips
-    names = sorted(dict.fromkeys(job.variant for job in jobs), key=lambda name: name != DEFAULT)
-    variants: dict[str, Variant] = {}
-    left_out = []
-    for name in names:
-        of_variant = [job for job in jobs if job.variant == name]
-        found = read(tracker, of_variant) if all(job.finished for job in of_variant) else None
-        if found is not None and (name == DEFAULT or (variants and found.clips == variants[DEFAULT].clips)):
-            variants[name] = found
-        else:
-            left_out.append(name)
-    if DEFAULT not in variants or len(variants) < 2:
+    names = sorted(dict.fromkeys(job.variant for job in jobs), key=lambda name: name != DEFAULT)  # the default first
+    by_variant = {name: [job for job in jobs if job.variant == name] for name in names}
+    complete = {name: of_variant for name, of_variant in by_variant.items() if all(job.finished for job in of_variant)}
+    if len(complete) < 2 or DEFAULT not in complete:
         return ""
+
+    # variants that score the default's clips
+    variants: dict[str, Variant] = {}
+    for name, of_variant in complete.items():
+        found = read(tracker, of_variant)
+        if found is not None and (name == DEFAULT or found.clips == variants[DEFAULT].clips):
+            variants[name] = found
+        elif name == DEFAULT:
+            return ""
+    left_out = [name for name in names if name not in variants]
 
     by = "clips count as independent" if group_of is None else "speakers are resampled"
     title = "Each variant out of fold; its ensemble is the mean of its features' probabilities."

@@ -36,8 +36,9 @@ class SweepCallback(Callback):
         user can fix ends the process here, before any run starts.
         """
         global _current
-        launcher = launcher_of(config)
+        launcher = Launcher(config)
         try:
+            launcher = launcher_of(config)
             _current = _start(config, str(kwargs.get("config_name") or "train"), launcher)
             launcher.wait()
         except AudioMnistError as error:
@@ -126,9 +127,9 @@ def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
     )
     _open(sweep, given)
     sweep.write()
+    _report(sweep)
     if len(sweep.taken_over) == len({job.key for _, job in jobs}):
         launcher.train_nothing()
-    _report(sweep)
     return sweep
 
 

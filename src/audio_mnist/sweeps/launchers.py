@@ -28,7 +28,6 @@ class Launcher:
 
     Attributes:
         target: end of `hydra.launcher._target_`.
-        side_by_side: runs at a time.
     """
 
     registry: ClassVar[list[type["Launcher"]]] = []
@@ -36,10 +35,14 @@ class Launcher:
 
     def __init__(self, config: DictConfig) -> None:
         self._config = config
-        self.side_by_side = 1
 
     def __init_subclass__(cls) -> None:
         Launcher.registry.append(cls)
+
+    @property
+    def side_by_side(self) -> int:
+        """Runs at a time."""
+        return 1
 
     def leave_cores(self, threads: int) -> None:
         """Run fewer jobs side by side where one uses more threads than `trainer.threads` says."""
@@ -73,8 +76,11 @@ class JoblibLauncher(Launcher):
 
     def __init__(self, config: DictConfig) -> None:
         super().__init__(config)
-        self.side_by_side = int(OmegaConf.select(config, "hydra.launcher.n_jobs", default=1))
         self._starting: threading.Thread | None = None
+
+    @property
+    def side_by_side(self) -> int:
+        return int(OmegaConf.select(self._config, "hydra.launcher.n_jobs", default=1))
 
     def leave_cores(self, threads: int) -> None:
         asked = self._config.trainer.threads
@@ -119,7 +125,7 @@ class JoblibLauncher(Launcher):
 
     def _run_side_by_side(self, runs: int) -> None:
         with read_write(self._config.hydra):
-            self._config.hydra.launcher.n_jobs = self.side_by_side = runs
+            self._config.hydra.launcher.n_jobs = runs
 
 
 def launcher_of(config: DictConfig) -> Launcher:

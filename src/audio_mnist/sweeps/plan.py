@@ -11,6 +11,7 @@ from audio_mnist.config import fingerprint
 from audio_mnist.data.folds import Folds, assign_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.errors import AudioMnistError
+from audio_mnist.schema import validate_train
 from audio_mnist.tracking.uri import without_password
 from audio_mnist.training import job as jobs
 from audio_mnist.training.job import Job
@@ -95,6 +96,7 @@ def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
         AudioMnistError: a job cannot run.
     """
     overrides = overrides_of(config)
+    configs = [validate_train(cfg) for cfg in compose_all(config_name, overrides)]  # all, before any clip is decoded
     prepare_once = _remembering(prepare)
     cut: dict[str, Folds] = {}
 
@@ -105,7 +107,7 @@ def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
         return cut[key]
 
     planned = []
-    for one_job, cfg in zip(overrides, compose_all(config_name, overrides), strict=True):
+    for one_job, cfg in zip(overrides, configs, strict=True):
         job = jobs.plan(cfg, prepare=prepare_once, assign=assign_once)
         devices = job.settings["trainer"]["devices"]
         if devices > 1:
@@ -156,12 +158,16 @@ def check_distinct(planned: Sequence[PlannedJob]) -> None:
     """
     seen: dict[tuple[str, str], int] = {}
     for number, one in enumerate(planned):
-        identity = one.job.key, one.variant if one.job.resumable else ""
+        # paths do not count: two corpora of the same settings could not be told apart in the table
+        identity = one.job.config_fingerprint, one.variant if one.job.resumable else ""
         if identity in seen:
+            other, hint = planned[seen[identity]], ""
+            if other.job.corpus.fingerprint != one.job.corpus.fingerprint:
+                hint = " Sweep one data.root or data.manifest at a time."
+            elif other.variant != one.variant:
+                hint = " Two variants are the same for this feature; with resume=true it is trained once."
             raise AudioMnistError(
-                f"jobs {seen[identity]} and {number} have identical settings: {one.overrides}. Remove one. "
-                "(Paths do not count: sweep one data.root or data.manifest at a time. With resume=false or "
-                "tracking=none two variants that are the same for a feature count as identical.)"
+                f"jobs {seen[identity]} and {number} have identical settings: {one.overrides}. Remove one.{hint}"
             )
         seen[identity] = number
 
@@ -181,6 +187,7 @@ def groups_of(planned: Sequence[PlannedJob]) -> dict[str, str] | None:
     """Return clip id -> group where all jobs cut one corpus by group, else None."""
     corpora = {job.corpus.fingerprint for _, job in planned}
     first = planned[0].job
-    if len(corpora) > 1 or any(job.folds.groups is None for _, job in planned) or first.folds.groups is None:
+    groups = first.folds.groups
+    if groups is None or len(corpora) > 1 or any(job.folds.groups is None for _, job in planned):
         return None
-    return dict(zip(first.corpus.manifest["clip_id"], first.folds.groups, strict=True))
+    return dict(zip(first.corpus.manifest["clip_id"], groups, strict=True))

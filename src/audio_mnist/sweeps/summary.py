@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from audio_mnist.errors import RunError
 from audio_mnist.report import tables
 from audio_mnist.scoring import mixture
 from audio_mnist.sweeps import ablation
@@ -186,7 +187,6 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
     """Log the summary to the sweep's tracked run, end it and release the sweep's lock."""
     parent = tracker.open(sweep.run_id)
     runs = outcome.table().to_csv(index=False)
-    (sweep.folder / RUNS_FILE).write_text(runs, encoding="utf-8")
     parent.log_text(runs, RUNS_FILE)
     parent.log_text(text + "\n", "table.txt")
     parent.note("```\n" + table_text(outcome) + "```")
@@ -197,3 +197,7 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
     parent.set_list("taken_over", list(sweep.taken_over.values()))
     parent.end("FAILED" if outcome.unfinished else "FINISHED")
     sweep.lock.close()
+    try:
+        (sweep.folder / RUNS_FILE).write_text(runs, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{sweep.folder / RUNS_FILE}: cannot be written ({error.strerror or error})") from None

@@ -20,7 +20,7 @@ def get_ready(sweep: int, tracking_uri: str | None) -> None:
         sweep: process id of the sweep.
         tracking_uri: where the runs are tracked, None where they are not.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would end in a traceback of some import
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C during an import would print a traceback
     try:
         end_with_sweep(sweep)
         with quick_imports(first=True):

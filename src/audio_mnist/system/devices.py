@@ -51,7 +51,9 @@ def precision(asked: str, accelerator: str) -> str:
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
+        # on a Mac bfloat16 was never tried
+        capable = any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
+        native = device == "cpu" and capable and not torch.backends.mps.is_available()
     return "bf16-mixed" if native else "32-true"
 
 

@@ -16,8 +16,8 @@ def quick_imports(*, first: bool = False) -> Iterator[None]:
     a fifth of the import time.
 
     Args:
-        first: whether the process did nothing before. Later passes then skip what is imported here. A second run of a
-            worker must not set it: the leftovers of the first would be kept for good.
+        first: whether the process did nothing before. Later passes then skip what is imported here. A worker's second
+            run must not set it: memory that the first run no longer uses would never be freed.
     """
     before, collects = len(sys.modules), gc.isenabled()
     gc.disable()

@@ -47,9 +47,7 @@ class RunRecord:
 class NullTracker:
     """A tracking store that keeps nothing and finds nothing."""
 
-    experiment_id = ""
     keeps_runs = False
-    shown_uri = "null"
 
     def start(self, name: str, **what: Any) -> Run:
         """Return a run that keeps nothing."""

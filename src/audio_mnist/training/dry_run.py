@@ -1,14 +1,16 @@
 """Whether the parts of a recipe fit together, found out before any training."""
 
+import copy
 from typing import Any
 
 import torch
-from torch import nn
 
 from audio_mnist import features, models
 from audio_mnist.augment import Augmenter, Placement
 from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.errors import ConfigError
 from audio_mnist.features import FrontEnd
+from audio_mnist.models import Model
 
 
 def check(settings: dict[str, Any], corpus: PreparedCorpus) -> None:
@@ -31,14 +33,20 @@ def check(settings: dict[str, Any], corpus: PreparedCorpus) -> None:
     pass_silence(front_end, net, corpus.clip_samples)
 
 
-def pass_silence(front_end: FrontEnd, net: nn.Module, samples: int) -> None:
-    """Pass one silent clip through a front end and a net.
+def pass_silence(front_end: FrontEnd, net: Model, samples: int) -> None:
+    """Pass one silent clip through a front end and a copy of a net.
 
     Raises:
         ConfigError: the net cannot take what the feature gives.
     """
-    training = net.training
-    net.eval()
-    with torch.inference_mode():
-        net(front_end(torch.zeros(1, 1, samples)))
-    net.train(training)
+    with torch.no_grad():
+        x = front_end(torch.zeros(1, 1, samples))
+        try:
+            copy.deepcopy(net).eval()(x)
+        except ConfigError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise ConfigError(
+                f"model={net.name} cannot take feature={front_end.name} of shape {tuple(x.shape)} ({reason})"
+            ) from error

@@ -53,7 +53,7 @@ def build(job: Job, *, alone: bool) -> Parts:
         alone: whether it is not one of a sweep.
 
     Raises:
-        ConfigError: settings are wrong, parts do not fit, or the device cannot be had.
+        ConfigError: settings are wrong, parts do not fit, or the device is not available.
         DataError: recorded noise cannot be read.
     """
     settings, corpus = job.settings, job.corpus
@@ -106,7 +106,7 @@ def _trainer_options(job: Job, data: ClipDataModule, alone: bool) -> dict[str, A
         Trainer(**options, logger=False, enable_checkpointing=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"trainer.accelerator, devices, strategy or precision cannot be had: {reason}") from None
+        raise ConfigError(f"trainer.accelerator, devices, strategy or precision is not available: {reason}") from None
     return options
 
 

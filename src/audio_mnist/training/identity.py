@@ -15,20 +15,24 @@ SOURCES = ("augment", "data", "features", "models", "training", "system/devices.
 PACKAGES = ("torch", "torchaudio", "pytorch-lightning", "numpy")
 
 
-def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:
-    """Identify a run by its settings, clips, noise, folds, device, precision and code.
+def used_recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `config.recipe` with the device and the precision that are really used.
 
-    The device and the precision are those that are really used: `auto` and `cpu`
-    are the same on a machine without a GPU, and differ on one with a GPU.
+    `auto` and `cpu` are the same on a machine without a GPU, and differ on one
+    with a GPU.
     """
-    settings_used, asked = recipe(settings), settings["trainer"]
+    own, asked = recipe(settings), settings["trainer"]
     used = {
         "accelerator": devices.kind(asked["accelerator"]),
         "precision": devices.precision(asked["precision"], asked["accelerator"]),
     }
-    settings_used["trainer"] = settings_used["trainer"] | used
+    return own | {"trainer": own["trainer"] | used}
+
+
+def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:
+    """Identify a run by its settings, clips, noise, folds, device, precision and code."""
     clips = [fingerprint(_noise(settings["augment"])), corpus_fingerprint, fold_fingerprint]
-    return fingerprint([settings_used, *clips, code_version(), module_digests(settings.get("modules", []))])
+    return fingerprint([used_recipe(settings), *clips, code_version(), module_digests(settings["modules"])])
 
 
 @functools.cache

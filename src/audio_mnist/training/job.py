@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from audio_mnist.config import fingerprint, load_modules, recipe, to_plain
+from audio_mnist.config import fingerprint, load_modules, to_plain
 from audio_mnist.data.folds import Folds, Split, assign_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.schema import validate_train
@@ -51,10 +51,14 @@ class Job:
         settings = self.settings
         return settings["resume"] and settings["trainer"]["devices"] == 1 and settings["tracking"]["uri"] is not None
 
+    # the rest imports torch, which takes seconds
+
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The settings that the result depends on: `config.recipe`."""
-        return recipe(self.settings)
+        """The settings that the result depends on: `identity.used_recipe`."""
+        from audio_mnist.training.identity import used_recipe
+
+        return used_recipe(self.settings)
 
     @cached_property
     def config_fingerprint(self) -> str:
@@ -65,8 +69,6 @@ class Job:
     def recipe_fingerprint(self) -> str:
         """Identifies the recipe without the fold."""
         return fingerprint({key: value for key, value in self.recipe.items() if key != "fold"})
-
-    # the rest imports torch, which takes seconds
 
     @cached_property
     def device(self) -> str:

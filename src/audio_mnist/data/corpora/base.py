@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,6 @@ class CorpusReader(Registered):
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
 
-    @abstractmethod
     def read(self) -> list[Clip]:
         """Find, make or download the clips.
 
@@ -71,6 +69,7 @@ class CorpusReader(Registered):
             ConfigError: the config is incomplete or impossible.
             DataError: a file is missing or wrong.
         """
+        raise NotImplementedError
 
     def submission(self, predicted: pd.DataFrame) -> pd.DataFrame | None:
         """Return the table that a competition asks for, None where there is no competition.
