@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,16 @@ def test_corpora_register_themselves() -> None:
     """One file per corpus; conf/data/ has a choice for each."""
     choices = {path.stem for path in (PROJECT / "conf" / "data").glob("*.yaml")} - {"_base"}
     assert set(CorpusReader.registry) <= choices and choices - set(CorpusReader.registry) == {"fsdd400"}
+
+
+def test_readme_is_two_screens() -> None:
+    """At most 150 lines and 1,300 words; everything else has a page in docs/."""
+    text = (PROJECT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1300
+
+
+@pytest.mark.parametrize("path", [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_links_of_a_page_lead_somewhere(path: Path) -> None:
+    """Every page and picture that it names is there."""
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    assert [target for target in targets if "://" not in target and not (path.parent / target).exists()] == []
