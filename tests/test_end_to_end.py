@@ -534,7 +534,7 @@ def test_sweep_names_why_a_job_was_not_run(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "1 of 2 runs finished" in done.stdout
-    assert "not run: trainer.accelerator, devices, strategy or precision cannot be had" in done.stdout
+    assert "not run: trainer.accelerator, devices, strategy or precision is not available" in done.stdout
     assert "n = 12 clips in 1 of 2 folds" in done.stdout
 
 
