@@ -97,6 +97,20 @@ def test_train_checkpoint_alone_predicts_the_same(tone_config: Config) -> None:
     np.testing.assert_allclose(p, probabilities_of(logged_predictions(tracker, run.id)), atol=1e-6)
 
 
+def test_train_builds_its_front_end_once(tone_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaders, net and the scored checkpoint share it."""
+    built = []
+    build = features.build
+
+    def counting(settings: dict, sample_rate_hz: int) -> features.FrontEnd:
+        built.append(settings["name"])
+        return build(settings, sample_rate_hz)
+
+    monkeypatch.setattr(features, "build", counting)
+    train(tone_config("feature=mfcc"))
+    assert built == ["mfcc"]
+
+
 def test_train_learns_the_tones(tone_config: Config, tmp_path: Path) -> None:
     """Three tones far apart are told apart almost always after 100 steps."""
     root = write_tones(tmp_path / "more", clips=30)
