@@ -9,7 +9,7 @@ def render(evaluation: Evaluation) -> str:
     """Describe an evaluation: folds, out of fold, test split, notes."""
     text = _fold_table(evaluation)
     text += tables.render("", "Out of fold: each clip scored by the runs that did not train on it")
-    text += tables.render(tables.score_table(evaluation.oof))
+    text += tables.render(tables.score_table(evaluation.oof)) + tables.speakers_line(evaluation.total.speakers)
     if evaluation.gain is not None:
         text += tables.paired_line(ENSEMBLE, f"best single ({evaluation.best})", evaluation.gain) + "\n"
     if evaluation.baseline is not None:
@@ -34,6 +34,7 @@ def _test(evaluation: Evaluation) -> str:
     if evaluation.test_ece is not None:
         title = f"Test split: all {evaluation.members} runs, none saw it"
         text = tables.render("", title, tables.score_table(evaluation.test))
+        text += tables.speakers_line(evaluation.test[evaluation.whole].speakers)
         ece = f"{evaluation.test_ece:.4f}"
         return text + f"expected calibration error of {evaluation.whole} on the test split: {ece}\n"
     if evaluation.test_clips:

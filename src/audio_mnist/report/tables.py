@@ -12,7 +12,7 @@ from rich.text import Text
 
 from audio_mnist.features import title_of
 from audio_mnist.scoring.calibration import Reliability
-from audio_mnist.scoring.intervals import Paired, Score
+from audio_mnist.scoring.intervals import FEW, Paired, Score
 
 ENSEMBLE = "Ensemble"
 
@@ -92,12 +92,23 @@ def score_table(rows: Mapping[str, Score]) -> Table:
 
 def paired_line(first: str, second: str, result: Paired) -> str:
     """Describe the comparison of two classifiers on the same clips in one sentence."""
-    test = f"permutation test over {result.speakers} speakers" if result.speakers else "exact McNemar"
+    over = f" over {result.speakers} speakers" if result.speakers else ""
     return (
-        f"{first} minus {second}, paired on {result.n} clips: {100 * result.difference:+.2f} points "
-        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}); only one right: "
-        f"{first} {result.only_first}, {second} {result.only_second}; {test} p = {result.p_value:.2g}"
+        f"{first} minus {second}, paired on {result.n} recordings{over}: {100 * result.difference:+.2f} points "
+        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p_value:.2g}); only one right: "
+        f"{first} {result.only_first}, {second} {result.only_second}"
     )
+
+
+def speakers_line(speakers: int) -> str:
+    """Explain a wide interval where speakers are few, "" where they are not.
+
+    >>> speakers_line(6)
+    'Only 6 speakers are scored. The intervals are wide for that reason: they hold for other speakers too.\\n'
+    """
+    if not 0 < speakers < FEW:
+        return ""
+    return f"Only {speakers} speakers are scored. The intervals are wide for that reason: they hold for other speakers too.\n"
 
 
 def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:

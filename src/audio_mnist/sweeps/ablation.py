@@ -68,7 +68,7 @@ def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -
 
     Args:
         variants: name -> variant, "default" among them, all of the same clips.
-        group_of: clip id -> group, such as its speaker, where folds are by group; intervals then resample groups.
+        group_of: clip id -> group, such as its speaker, where folds are by group; intervals are then about other groups.
     """
     base = variants[DEFAULT]
     groups = None if group_of is None else np.array([group_of[clip] for clip in base.clips])
@@ -116,10 +116,10 @@ def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[st
             return ""
     left_out = [name for name in names if name not in variants]
 
-    by = "clips count as independent" if group_of is None else "speakers are resampled"
+    by = "recordings count as independent" if group_of is None else "for other speakers"
     title = "Each variant out of fold; its ensemble is the mean of its features' probabilities."
     text = tables.render(table(variants, group_of), title)
-    text += f"n = {len(variants[DEFAULT].right)} clips, the same for all; 95% intervals, {by}\n"
+    text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"
     if left_out:
         text += f"left out, since not all of their runs finished or they score other clips: {', '.join(left_out)}\n"
     return text
