@@ -130,7 +130,7 @@ def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
     """run_ids=latest as typed: table, intervals, paired comparison, files, a tracked run under the same parent."""
     done = run_command(swept.folder, "ensemble.py", "run_ids=latest")
     assert done.returncode == 0, done.stderr
-    assert "Ensemble minus best single" in done.stdout and "permutation test over" in done.stdout
+    assert "Ensemble minus best single" in done.stdout and "recordings over" in done.stdout
     assert done.stdout.count("95% interval") >= 3
     tracker = swept.tracker()
     run = tracker.get(found(r"tracked: run (\w+)", done.stdout))
@@ -223,7 +223,7 @@ def test_ensemble_scores_the_svm_on_the_same_folds(swept: Swept, tmp_path: Path,
     metrics = ensemble(swept.ensemble("run_ids=latest", "baseline=svm"), tmp_path).metrics
     printed = capsys.readouterr().out
     row = re.findall(r"SVM \(MFCC statistics\) +│ +(0\.\d{4})", printed)
-    assert len(row) == 3 and "Ensemble minus SVM (MFCC statistics), paired on 60 clips" in printed
+    assert len(row) == 3 and "Ensemble minus SVM (MFCC statistics), paired on 60 recordings" in printed
     assert float(row[1]) == pytest.approx(metrics["oof/baseline_accuracy"], abs=5e-5)
     assert metrics["oof/baseline_accuracy"] >= 0.15  # of ten classes, learnt from 30 clips
     alone = ensemble(swept.ensemble("run_ids=latest"), tmp_path).metrics

@@ -36,7 +36,7 @@ def predictions(mel: np.ndarray, mfcc: np.ndarray) -> Predictions:
 
 
 def folds(groups: np.ndarray | None = None) -> Folds:
-    return Folds(FOLD_OF, 2, 0, groups, "print", ("a note of the folds",))
+    return Folds(FOLD_OF, 2, 0, groups, np.ones(12, dtype=bool), "print", ("a note of the folds",))
 
 
 def joint(mel_wrong: list[int], mfcc_wrong: list[int], **how: str) -> Joint:
@@ -60,7 +60,7 @@ def test_evaluate_scores_members_ensemble_and_test() -> None:
     assert found.weights == {} and found.notes == ("a note of the folds",)
 
 
-def test_evaluate_resamples_groups_where_folds_have_them() -> None:
+def test_evaluate_is_by_group_where_folds_have_them() -> None:
     """Out of fold and on the test split; without groups clips are independent."""
     grouped = evaluate(joint([0], [1]), LABELS, TARGETS, folds(SPEAKERS))
     assert grouped.total.speakers == 4 and grouped.test["Ensemble"].speakers == 2
@@ -129,7 +129,7 @@ def test_render_has_everything_in_its_place() -> None:
         "fold 0",
         "Accuracy on each scored fold; n = 8 clips in 2 folds",
         "Out of fold: each clip scored by the runs that did not train on it",
-        "Ensemble minus best single (Mel), paired on 8 clips",
+        "Ensemble minus best single (Mel), paired on 8 recordings",
         "expected calibration error of Ensemble, out of fold",
         "Test split: all 2 runs, none saw it",
         "expected calibration error of Ensemble on the test split",

@@ -21,10 +21,10 @@ def odd_tones(tones: Path) -> Path:
     """The tones with a copy, a nearly silent, a clipped and an unreadable clip, and one at another rate."""
     first = sorted((tones / "low").glob("*.wav"))[0]
     (tones / "low" / "s9_copy.wav").write_bytes(first.read_bytes())
-    samples, rate = soundfile.read(first)
-    soundfile.write(tones / "mid" / "s9_quiet.wav", 0.002 * samples, rate)
-    soundfile.write(tones / "mid" / "s9_clipped.wav", np.clip(20 * samples, -1, 1), rate)
-    soundfile.write(tones / "high" / "s9_rate.wav", samples, 11_025)
+    quiet, clipped, other = 0.1 * np.random.default_rng(5).standard_normal((3, 2000))
+    soundfile.write(tones / "mid" / "s9_quiet.wav", 0.002 * quiet, 8000)
+    soundfile.write(tones / "mid" / "s9_clipped.wav", np.clip(20 * clipped, -1, 1), 8000)
+    soundfile.write(tones / "high" / "s9_rate.wav", other, 11_025)
     (tones / "high" / "s9_bad.wav").write_bytes(b"RIFF")
     return tones
 

@@ -16,7 +16,7 @@ def manifest(clips: int = 60, classes: int = 3, speakers: int = 6, test: int = 0
             "label": f"c{i % classes}",
             "speaker": f"s{(i // classes) % speakers}" if speakers else "",
             "split": "test" if i < test else "train",
-            "content": f"bytes{i}",
+            "recording": f"clip{i}",
         }
         for i in range(clips)
     ]
@@ -97,24 +97,47 @@ def test_assign_folds_other_seed_other_folds() -> None:
 
 @pytest.mark.parametrize("group", ["none", "speaker"])
 def test_assign_folds_keeps_identical_clips_together(group: str) -> None:
-    """Byte-identical clips share a fold, also across speakers."""
+    """Copies share a fold, also across speakers, and one of them is scored."""
     table = manifest()
-    table.loc[[3, 6, 9, 12], "content"] = "same"
+    table.loc[[3, 6, 9, 12], "recording"] = "same"
     folds = assign_folds(table, count=3, group=group, seed=0)
     assert len(set(folds.fold_of[[3, 6, 9, 12]])) == 1
+    assert folds.scored.sum() == 57 and folds.scored[3]
     if group == "speaker":
         assert (pd.Series(folds.fold_of).groupby(table["speaker"]).nunique() == 1).all()
 
 
 def test_assign_folds_leaves_out_training_copies_of_test_clips() -> None:
-    """A training clip with the bytes of a test clip is in no set."""
+    """A training copy of a test clip is in no set, and a note names both."""
     table = manifest(test=9)
-    table.loc[20, "content"] = table.loc[2, "content"]
+    table.loc[20, "recording"] = table.loc[2, "recording"]
     folds = assign_folds(table, count=3, group="none", seed=0)
     assert folds.fold_of[20] == EXCLUDED and folds.fold_of[2] == TEST
-    assert any("byte-identical to test" in note for note in folds.notes)
+    assert any("copies of test clips and were left out: 020 (of 002)" in note for note in folds.notes)
     split = split_clips(table, folds, fold=0, selection="last")
     assert 20 not in np.concatenate([split.train, split.fold, split.test])
+
+
+def test_copies_of_a_clip_are_predicted_in_the_test_split_and_trained_on_but_scored_once() -> None:
+    """A fold's scored clips have one of several copies; the test split and the training clips have them all."""
+    table = manifest(test=9)
+    table.loc[[0, 3], "recording"], table.loc[[12, 15, 18], "recording"] = "clip0", "clip12"
+    folds = assign_folds(table, count=3, group="none", seed=0)
+    home = folds.fold_of[12]
+    split = split_clips(table, folds, fold=home, selection="last")
+    assert set(split.fold) & {12, 15, 18} == {12} and {0, 3} <= set(split.test)
+    assert folds.scored[[0, 3]].tolist() == [True, False]
+    other = split_clips(table, folds, fold=(home + 1) % 3, selection="last")
+    assert {12, 15, 18} <= set(other.train)
+
+
+def test_very_unequal_folds_get_a_note_with_their_sizes() -> None:
+    """One speaker with most clips fills one fold; equal speakers get no note."""
+    table = manifest(clips=300, speakers=6)
+    assert not any("unequal" in note for note in assign_folds(table, count=3, group="speaker", seed=0).notes)
+    table["speaker"] = ["s0" if i < 280 else f"s{i % 4 + 1}" for i in range(300)]
+    notes = assign_folds(table, count=3, group="speaker", seed=0).notes
+    assert any("very unequal numbers of clips (" in note and "280" in note for note in notes)
 
 
 def test_assign_folds_by_speaker_holds_no_shared_test_back() -> None:
@@ -159,8 +182,8 @@ def test_assign_folds_auto_refuses_speakers_of_some_clips() -> None:
 def test_assign_folds_refuses_a_class_of_test_copies() -> None:
     """A class whose every training clip is in the test split too cannot be learnt."""
     table = manifest(clips=60, test=9)
-    table.loc[table["label"].eq("c1") & table["split"].eq("train"), "content"] = table.loc[1, "content"]
-    with pytest.raises(DataError, match="every training clip of class 'c1' is a byte-identical copy"):
+    table.loc[table["label"].eq("c1") & table["split"].eq("train"), "recording"] = table.loc[1, "recording"]
+    with pytest.raises(DataError, match="every training clip of class 'c1' is a copy of a test clip"):
         assign_folds(table, count=2, group="none", seed=0)
 
 

@@ -258,7 +258,7 @@ def test_server_refuses_a_bad_request_with_400_and_a_reason(server: str, row: di
     assert status == 400
     assert reason in answer["message"]
     assert "Traceback" not in json.dumps(answer)
-    assert post(server, {"dataframe_records": [{"waveform": [0.1] * 800, "sample_rate_hz": 8000}]})[0] == 200
+    assert post(server, {"dataframe_records": [{"waveform": [0.1, -0.1] * 400, "sample_rate_hz": 8000}]})[0] == 200
 
 
 @pytest.mark.slow

@@ -117,12 +117,12 @@ def test_build_store_of_bad_clips_alone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_build_store_counts_copies_and_refuses_two_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Identical clips are a warning with their number; with different labels an error with their names."""
+    """Identical clips are a warning with their names; with different labels an error with their names."""
     table = manifest_of(write(tmp_path / "a.wav", noise()), write(tmp_path / "b.wav", noise()))
     with caplog.at_level(logging.WARNING):
         kept, _ = build(table, tmp_path / "cache")
-    assert "1 clips are byte-identical copies" in caplog.text
-    assert kept["content"].nunique() == 1
+    assert "1 clips are copies of others (b.wav of a.wav)" in caplog.text
+    assert kept["recording"].tolist() == ["a.wav", "a.wav"]
     table.loc[1, "label"] = "b"
     with pytest.raises(DataError, match=r"different labels: .*a\.wav \(a\), .*b\.wav \(b\)"):
         build(table, tmp_path / "cache")

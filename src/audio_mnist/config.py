@@ -19,7 +19,7 @@ from audio_mnist.errors import ConfigError
 # keys that change neither a weight nor a prediction of a run
 _NOT_IN_RECIPE = ("tracking", "variant", "resume", "resume_dir", "resume_every_s", "modules")
 _digests: dict[str, str] = {}  # file or module -> SHA-256 of the text that was imported
-_NOT_IN_DATA = ("root", "manifest", "cache_dir", "on_bad_clip")
+_NOT_IN_DATA = ("root", "manifest", "cache_dir", "on_bad_clip", "copies", "similar_speakers", "verify_store")
 
 
 def typed(schema: type, cfg: DictConfig) -> DictConfig:

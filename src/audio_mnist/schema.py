@@ -30,6 +30,9 @@ class DataConfig:
     min_clip_s: float
     max_clip_s: float
     on_bad_clip: str
+    copies: str
+    similar_speakers: bool
+    verify_store: bool
     cache_dir: str
     root: str | None = None
     manifest: str | None = None
@@ -200,6 +203,7 @@ def _check_folds(cfg: DictConfig) -> None:
 def _check_data(cfg: DictConfig) -> None:
     data = cfg.data
     require(data.on_bad_clip in ("error", "skip"), "data.on_bad_clip", data.on_bad_clip, "error or skip")
+    require(data.copies in ("sound", "samples"), "data.copies", data.copies, "sound or samples")
     for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
         require(value is None or value > 0, f"data.{key}", value, "above 0, or null")
     require(0 <= data.min_clip_s < data.max_clip_s, "data.min_clip_s", data.min_clip_s, "0 to data.max_clip_s")

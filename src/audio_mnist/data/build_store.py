@@ -24,40 +24,53 @@ from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from audio_mnist.config import fingerprint
-from audio_mnist.data.decode import Limits, Written, write_clip, write_clips
+from audio_mnist.data.copies import first_copies
+from audio_mnist.data.decode import Limits, Written, digest, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import DataError
 from audio_mnist.system import processes
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raise it whenever the stored samples would differ
+VERSION = 2  # raise it whenever the stored samples would differ
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
 _SHOWN = 10  # most bad clips that an error names
+_CHEAP_BYTES = 2**26  # a store of this size is checked whole
+_CHECKED = 64  # clips that are checked of a larger one
 
 
 def build_store(
-    manifest: pd.DataFrame, *, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, cache_dir: Path
+    manifest: pd.DataFrame,
+    *,
+    sample_rate_hz: int | None,
+    limits: Limits,
+    on_bad_clip: str,
+    cache_dir: Path,
+    copies: str = "sound",
+    verify: bool = False,
 ) -> tuple[pd.DataFrame, WaveformStore]:
     """Decode the clips of `manifest` once.
 
-    Every file's path, size and modification time and the settings identify the
-    store, so a change of any of these builds another. Two processes may ask at
-    once.
+    Every file's path, size, times and inode and the settings identify the store,
+    so a change of any of these builds another. Two processes may ask at once. A
+    store whose samples are not those that were written is built again.
 
     Args:
         manifest: columns of `corpora.Corpus.manifest`.
-        sample_rate_hz: rate that every clip is resampled to; None takes the most common rate of the files.
+        sample_rate_hz: rate that every clip is resampled to; None takes the most common rate of the training clips.
         limits: durations that are accepted.
         on_bad_clip: "error", or "skip" to leave unusable clips out and name them.
         cache_dir: folder that stores are kept in.
+        copies: what makes two clips one recording: "sound", or "samples" for equal samples only.
+        verify: whether every stored clip is checked; else all of a small store and a sample of a large one.
 
     Returns:
-        The manifest of the clips in the store, in its order, with columns
-        content (SHA-256 of the file's bytes) and duration_s added; and the store.
+        The manifest of the clips in the store, in its order, with three columns
+        added: content (SHA-256 of the file's bytes), duration_s, and recording
+        (clip_id of the first copy, the clip itself where there is none). And the store.
 
     Raises:
-        DataError: clips are unusable, or the store cannot be written.
+        DataError: clips are unusable, copies have different labels, or the store cannot be written.
     """
     stats = [_stat(path) for path in manifest["path"]]
     settings = [VERSION, sample_rate_hz, limits.min_s, limits.max_s]
@@ -66,7 +79,7 @@ def build_store(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not _is_whole(folder):
+            if not _is_whole(folder, verify):
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(manifest, sample_rate_hz, limits, on_bad_clip, folder)
     except OSError as error:
@@ -74,17 +87,28 @@ def build_store(
             f"{folder}: the waveform store cannot be written ({error.strerror or error}); "
             "make room or choose another data.cache_dir"
         ) from None
-    table = pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
-    good = _usable(manifest, table["reason"].to_numpy(), on_bad_clip)
-    kept = manifest.iloc[good].assign(
-        content=table["content"].to_numpy()[good],
-        duration_s=table["duration_s"].to_numpy()[good].astype(float),
-    )
-    kept = kept.reset_index(drop=True)
-    _check_copies(kept)
+    kept = _kept(manifest, _table(folder), on_bad_clip, copies)
     samples = np.memmap(folder / "samples.f32", dtype=np.float32, mode="r")
     rate_hz = json.loads((folder / "meta.json").read_text())["sample_rate_hz"]
     return kept, WaveformStore(samples, np.load(folder / "offsets.npy"), rate_hz, folder)
+
+
+def _kept(manifest: pd.DataFrame, table: pd.DataFrame, on_bad_clip: str, copies: str) -> pd.DataFrame:
+    """Return the manifest of the usable clips with what the store knows of them."""
+    good = _usable(manifest, table["reason"].to_numpy(), on_bad_clip)
+    first = table["same_sound" if copies == "sound" else "same_samples"].to_numpy()[good].astype(np.int64)
+    kept = manifest.iloc[good].assign(
+        content=table["content"].to_numpy()[good],
+        duration_s=table["duration_s"].to_numpy()[good].astype(float),
+        recording=manifest["clip_id"].to_numpy()[first],
+    )
+    kept = kept.reset_index(drop=True)
+    _check_copies(kept)
+    return kept
+
+
+def _table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "clips.csv", dtype=str, keep_default_na=False)
 
 
 def _usable(manifest: pd.DataFrame, reasons: np.ndarray, on_bad_clip: str) -> np.ndarray:
@@ -111,14 +135,17 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
     partial.mkdir()
     try:
         paths = manifest["path"].tolist()
-        rate_hz = sample_rate_hz or _most_common_rate(paths)
+        # a test clip decides nothing
+        rate_hz = sample_rate_hz or _most_common_rate(manifest.loc[manifest["split"] == "train", "path"].tolist())
         decoded = _decode_all(paths, rate_hz, limits, partial)
         bar = tqdm(decoded, total=len(paths), desc="decoding", unit="clip", disable=not sys.stderr.isatty())
         with contextlib.closing(decoded):
             table = pd.DataFrame(bar, columns=Written._fields)
         sizes = table.pop("samples")[table["reason"] == ""]
+        offsets = np.cumsum([0, *sizes])
+        np.save(partial / "offsets.npy", offsets)
+        _find_copies(table, partial, offsets, rate_hz)
         table.to_csv(partial / "clips.csv", index=False)
-        np.save(partial / "offsets.npy", np.cumsum([0, *sizes]))
         if on_bad_clip == "skip" or not (table["reason"] != "").any():
             log.info("decoded %d clips at %d Hz into %s", len(paths), rate_hz, folder)
         meta = {"version": VERSION, "sample_rate_hz": rate_hz, "files": _checksums(partial)}
@@ -126,6 +153,19 @@ def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, o
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _find_copies(table: pd.DataFrame, partial: Path, offsets: np.ndarray, rate_hz: int) -> None:
+    """Add the row numbers of each clip's first copy: with equal samples, and with the same sound."""
+    good = np.flatnonzero(table["reason"] == "")
+    equal = alike = np.empty(0, dtype=np.int64)
+    if len(good):
+        samples = np.memmap(partial / "samples.f32", dtype=np.float32, mode="r")
+        sounds = table["sound"].to_numpy()[good]
+        equal, alike = first_copies(lambda i: samples[offsets[i] : offsets[i + 1]], rate_hz, sounds)
+    for name, first in (("same_samples", equal), ("same_sound", alike)):
+        table[name] = -1
+        table.loc[good, name] = good[first]
 
 
 def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -> Generator[Written, None, None]:
@@ -172,9 +212,9 @@ def _most_common_rate(paths: list[str]) -> int:
     rates: dict[int, int] = {}
     for path in paths:
         try:
-            with soundfile.SoundFile(path) as file:
+            with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
                 rate = file.samplerate
-        except (OSError, soundfile.SoundFileError, RuntimeError):
+        except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
             continue  # decoding reports it with its reason
         rates[rate] = rates.get(rate, 0) + 1
     return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else 16_000
@@ -185,7 +225,7 @@ def _stat(path: str) -> list[int] | None:
         status = os.stat(path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _checksums(folder: Path) -> dict[str, object]:
@@ -194,24 +234,53 @@ def _checksums(folder: Path) -> dict[str, object]:
     return {"samples.f32": (folder / "samples.f32").stat().st_size, **small}
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, verify: bool) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        return meta["version"] == VERSION and meta["files"] == _checksums(folder)
+        if meta["version"] != VERSION or meta["files"] != _checksums(folder):
+            return False
+        damaged = _damaged(folder, meta["sample_rate_hz"], verify)
     except (OSError, ValueError, KeyError):
         return False
+    if damaged:
+        log.warning("%s: the stored samples of %s changed since they were decoded; decoding again", folder, damaged)
+    return not damaged
+
+
+def _damaged(folder: Path, rate_hz: int, verify: bool) -> str:
+    """Name a stored clip whose samples are not those that were written, "" where none was found."""
+    table, offsets = _table(folder), np.load(folder / "offsets.npy")
+    stored = table["stored"].to_numpy()[table["reason"] == ""]
+    samples = np.memmap(folder / "samples.f32", dtype=np.float32, mode="r")
+    checked = np.arange(len(stored))
+    if not verify and samples.nbytes > _CHEAP_BYTES:
+        checked = np.sort(np.random.default_rng().choice(checked, min(_CHECKED, len(checked)), replace=False))
+    for i in checked:
+        if digest(samples[offsets[i] : offsets[i + 1]], rate_hz) != stored[i]:
+            return f"clip {i + 1} of {len(stored)}"
+    return ""
 
 
 def _check_copies(manifest: pd.DataFrame) -> None:
-    copies = manifest[manifest["content"].duplicated(keep=False)]
+    copies = manifest[manifest["recording"].duplicated(keep=False)]
     if copies.empty:
         return
     labelled = copies[copies["label"] != ""]
-    for _, same in labelled.groupby("content"):
+    for _, same in labelled.groupby("recording", sort=False):
         if same["label"].nunique() > 1:
             listed = ", ".join(f"{row.path} ({row.label})" for row in same.itertuples())
-            raise DataError(f"byte-identical clips have different labels: {listed}; correct the labels or remove them")
+            if same["content"].nunique() == 1:
+                raise DataError(
+                    f"byte-identical clips have different labels: {listed}; correct them or remove the clips"
+                )
+            raise DataError(
+                f"clips that are one recording in several forms have different labels: {listed}; correct them or remove "
+                "the clips. Where they are different recordings, data.copies=samples compares equal samples only"
+            )
+    later = copies[copies["recording"].duplicated()]
+    shown = [f"{row.clip_id} of {row.recording}" for row in later.itertuples()]
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     log.warning(
-        "%d clips are byte-identical copies of others; all copies of a clip stay on one side of every split",
-        int(copies["content"].duplicated().sum()),
+        "%d clips are copies of others (%s%s); all copies of a clip stay on one side of every split and are scored once",
+        *(len(shown), ", ".join(shown[:_SHOWN]), more),
     )

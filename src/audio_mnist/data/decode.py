@@ -12,6 +12,14 @@ import soxr
 
 from audio_mnist.errors import DataError
 
+RATES_HZ = (1000, 384_000)  # least and greatest sample rate
+MIN_CLIP_S = 0.01  # shortest clip that is answered, s; the default of data.min_clip_s
+MAX_FRAMES = 3600 * 48_000  # most samples of one recording: an hour at 48 kHz, 0.7 GB decoded
+MAX_VALUES = 2 * MAX_FRAMES  # most samples of all its channels
+PEAK = 2.0**31  # largest sample: full scale of 32-bit integers; features of larger ones overflow
+STILL = 2.0**-23  # least change within a clip: one step of 24-bit audio
+_BLOCK = 2**18  # frames that are decoded at a time
+_IN_MEMORY = 2**26  # largest file that is read as a whole, bytes
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
 
 
@@ -44,6 +52,16 @@ class _Bytes(io.BytesIO):
             return -1  # an error to libsndfile
 
 
+class _File(io.FileIO):
+    """A large file on disk for libsndfile, with the same guard."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OSError):
+            return -1
+
+
 def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
     """Decode one recording at the file's sample rate.
 
@@ -54,7 +72,7 @@ def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
         _, samples, native_hz = _read(Path(path), limits)
     except _UnusableError as reason:
         return None, 0, str(reason)
-    return samples.astype(np.float32, copy=False), native_hz, ""
+    return samples, native_hz, ""
 
 
 def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
@@ -79,7 +97,8 @@ def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
     recordings = []
     for path in paths:
         try:
-            recordings.append(_decode(path, rate_hz, Limits(0.0, float("inf")))[0])
+            _, samples, native_hz = _read(path, Limits(0.0, float("inf")))
+            recordings.append(_resampled(samples, native_hz, rate_hz))
         except _UnusableError as reason:
             raise DataError(f"{key}: {path}: {reason}") from None
     return recordings
@@ -96,12 +115,16 @@ class Written(NamedTuple):
     Attributes:
         samples: their number, 0 where the clip cannot be used.
         content: SHA-256 of the file's bytes.
+        sound: digest of the decoded samples and their rate; equal for lossless copies in other containers.
+        stored: digest of the samples as they were written.
         duration_s: duration of the recording.
         reason: why it cannot be used, "" where it can.
     """
 
     samples: int
     content: str
+    sound: str
+    stored: str
     duration_s: float
     reason: str
 
@@ -109,11 +132,21 @@ class Written(NamedTuple):
 def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Written:
     """Append one recording's samples at `rate_hz`, mono float32, to an open file."""
     try:
-        samples, content, duration_s = _decode(Path(path), rate_hz, limits)
+        content, native, native_hz = _read(Path(path), limits)
+        samples = _resampled(native, native_hz, rate_hz)
     except _UnusableError as reason:
-        return Written(0, "", 0.0, str(reason))
+        return Written(0, "", "", "", 0.0, str(reason))
     file.write(samples.tobytes())
-    return Written(len(samples), content, duration_s, "")
+    sound = digest(native, native_hz)
+    stored = sound if samples is native else digest(samples, rate_hz)
+    return Written(len(samples), content, sound, stored, len(native) / native_hz, "")
+
+
+def digest(samples: np.ndarray, rate_hz: int) -> str:
+    """Return 16 hex digits that identify (T,) float32 samples at a rate."""
+    found = hashlib.blake2b(np.ascontiguousarray(samples), digest_size=8)
+    found.update(rate_hz.to_bytes(4, "little"))
+    return found.hexdigest()
 
 
 def write_clips(paths: list[str], rate_hz: int, limits: Limits, part: Path) -> list[Written]:
@@ -126,57 +159,83 @@ def check_samples(samples: np.ndarray, rate_hz: int, limits: Limits) -> str:
     """Say why (T,) samples cannot be used, "" where they can.
 
     >>> check_samples(np.zeros(8000, dtype=np.float32), 8000, Limits(0.01, 60.0))
-    'it is silent: every sample is zero'
+    'it is silent: all samples are equal'
     """
+    if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+        return f"sample rate {rate_hz} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}"
     if len(samples) == 0:
         return "it has no samples"
-    if not np.isfinite(samples).all():
+    low, high = float(samples.min()), float(samples.max())  # NaN where a sample is
+    if not (np.isfinite(low) and np.isfinite(high)):
         return "it has samples that are NaN or infinite"
+    if max(-low, high) > PEAK:
+        return f"it has a sample of {max(-low, high):.3g}, more than {PEAK:.3g}; sound is -1 to 1"
     duration_s = len(samples) / rate_hz
     if duration_s < limits.min_s:
         return f"{len(samples)} samples ({duration_s:.4f} s), less than {limits.group}min_clip_s={limits.min_s:g}"
     if duration_s > limits.max_s:
         return _too_long(duration_s, limits)
-    return "" if samples.any() else "it is silent: every sample is zero"
+    return "" if high - low >= STILL else "it is silent: all samples are equal"
 
 
 def _too_long(duration_s: float, limits: Limits) -> str:
     return f"{duration_s:.1f} s long, more than {limits.group}max_clip_s={limits.max_s:g}; cut it or raise that limit"
 
 
-def _decode(path: Path, rate_hz: int, limits: Limits) -> tuple[np.ndarray, str, float]:
-    encoded, samples, native_hz = _read(path, limits)
-    duration_s = len(samples) / native_hz
-    if native_hz != rate_hz:
-        samples = soxr.resample(samples, native_hz, rate_hz, quality="HQ")
-        if len(samples) == 0:
-            raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
-    return samples.astype(np.float32, copy=False), hashlib.sha256(encoded).hexdigest(), duration_s
+def _resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
+    if own_hz == rate_hz:
+        return samples
+    resampled = soxr.resample(samples, own_hz, rate_hz, quality="HQ")
+    if len(resampled) == 0:
+        raise _UnusableError(f"nothing is left of it at {rate_hz} Hz")
+    return resampled.astype(np.float32, copy=False)
 
 
-def _read(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, int]:
-    """Return the file's bytes, the (T,) mean of its channels, and its rate in Hz."""
+def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int]:
+    """Return the SHA-256 of the file's bytes, the (T,) float32 mean of its channels, and its rate in Hz."""
     try:
-        encoded = path.read_bytes()
+        size = path.stat().st_size
+        if size == 0:
+            raise _UnusableError("the file is empty (0 bytes)")
+        with _Bytes(path.read_bytes()) if size <= _IN_MEMORY else _File(path) as encoded:
+            content = hashlib.file_digest(encoded, "sha256").hexdigest()
+            encoded.seek(0)
+            samples, native_hz = _decoded(encoded, limits)
     except FileNotFoundError:
         raise _UnusableError("no such file") from None
     except OSError as error:
-        raise _UnusableError(f"cannot be read ({error.strerror})") from None
-    if not encoded:
-        raise _UnusableError("the file is empty (0 bytes)")
-    try:
-        with soundfile.SoundFile(_Bytes(encoded)) as file:
-            native_hz = file.samplerate
-            if file.frames > limits.max_s * native_hz:  # before anything is decoded
-                raise _UnusableError(_too_long(file.frames / native_hz, limits))
-            samples = file.read(dtype="float32", always_2d=True)
-            samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # a mean costs half a decoding
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
+        raise _UnusableError(f"cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise _UnusableError("there is not enough memory to decode it") from None
     reason = check_samples(samples, native_hz, limits)
     if reason:
         raise _UnusableError(reason)
-    return encoded, samples, native_hz
+    return content, samples, native_hz
+
+
+def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
+    """Decode block by block, so that many channels take no more memory than one."""
+    try:
+        with soundfile.SoundFile(encoded) as file:
+            frames, native_hz = file.frames, file.samplerate
+            if frames > limits.max_s * native_hz:  # before anything is decoded
+                raise _UnusableError(_too_long(frames / native_hz, limits))
+            if frames > MAX_FRAMES or frames * file.channels > MAX_VALUES:
+                raise _UnusableError(
+                    f"{frames} samples of {file.channels} channels, expected at most {MAX_FRAMES} samples and "
+                    f"{MAX_VALUES} of all channels; cut it or resample it"
+                )
+            samples, filled = np.empty(max(0, frames), dtype=np.float32), 0
+            while filled < frames:  # a number of frames, since some formats cannot seek to their end
+                block = file.read(min(_BLOCK, frames - filled), dtype="float32", always_2d=True)
+                if len(block) == 0:
+                    break
+                mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # a mean costs half a decoding
+                samples[filled : filled + len(mono)] = mono
+                filled += len(mono)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
+        raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
+    return samples[:filled], native_hz
 
 
 def _reason(error: Exception) -> str:

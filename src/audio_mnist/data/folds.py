@@ -14,6 +14,8 @@ from audio_mnist.errors import ConfigError, DataError
 
 TEST = -1  # a clip of the test split
 EXCLUDED = -2  # a training copy of a test clip: in no set
+_SHOWN = 5  # most copies that a note names
+_UNEQUAL = 3  # a note is due where the largest fold has this many times the clips of the smallest
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Split:
     Attributes:
         train: clips that train.
         selection: clips that choose the epoch; empty unless selection=inner.
-        fold: clips that are scored and never trained on.
+        fold: clips that are scored and never trained on; one of several copies.
         test: clips of the test split.
     """
 
@@ -43,6 +45,7 @@ class Folds:
         seed: random seed of the shuffle.
         groups: (clips,) names of the groups that were kept together, such as speakers; None where clips count as
             independent.
+        scored: (clips,) bool; false for a copy of a clip that is scored already.
         fingerprint: identifies the assignment, not the settings that led to it.
         notes: what a reader of the scores must know, one sentence each.
     """
@@ -51,6 +54,7 @@ class Folds:
     count: int
     seed: int
     groups: np.ndarray | None
+    scored: np.ndarray
     fingerprint: str
     notes: tuple[str, ...]
 
@@ -58,15 +62,15 @@ class Folds:
 def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -> Folds:
     """Deal the training clips into stratified folds.
 
-    Byte-identical clips (equal `content`) always share a fold. With
-    `group="speaker"` so do all clips of one speaker. A training clip that is
-    byte-identical to a test clip is left out. Where grouping by speaker meets a
-    test split that shares speakers with the training split, no test split is
-    held back: its labelled clips join the folds.
+    Copies (equal `recording`) always share a fold, and one of them is scored.
+    With `group="speaker"` so do all clips of one speaker. A training clip that is
+    a copy of a test clip is left out. Where grouping by speaker meets a test
+    split that shares speakers with the training split, no test split is held
+    back: its labelled clips join the folds.
 
     Args:
-        manifest: columns clip_id, label, speaker ("" where unknown), split ("train" or "test") and content (digest of
-            the file's bytes).
+        manifest: columns clip_id, label, speaker ("" where unknown), split ("train" or "test") and recording (clip_id
+            of the first copy).
         count: number of folds, at least 2. The number of speakers makes it leave-one-speaker-out.
         group: "none", "speaker", or "auto": "speaker" where the manifest names one for every clip.
         seed: random seed of the shuffle.
@@ -87,26 +91,30 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
     if by_speaker:
         is_test = _without_known_speakers(table, is_test, notes)
     fold_of = np.full(len(manifest), TEST, dtype=np.int64)
-    excluded = ~is_test & table["content"].isin(set(table["content"][is_test])).to_numpy()
+    excluded = ~is_test & table["recording"].isin(set(table["recording"][is_test])).to_numpy()
     if excluded.any():
-        notes.append(f"{int(excluded.sum())} training clips are byte-identical to test clips and were left out")
+        notes.append(_note_on_excluded(table[excluded], table[is_test]))
         fold_of[rows[excluded]] = EXCLUDED
 
     # the folds
     dealt = table[~is_test & ~excluded]
     lost = set(table["label"][~is_test]) - set(dealt["label"])
     if lost:
-        raise DataError(f"every training clip of class {min(lost)!r} is a byte-identical copy of a test clip")
+        raise DataError(f"every training clip of class {min(lost)!r} is a copy of a test clip")
     numbers = _deal(dealt, count=count, by_speaker=by_speaker, seed=seed)
     _check_classes(dealt, numbers, count)
     fold_of[dealt.index.to_numpy()] = numbers
+    used, scored = table[~excluded], np.zeros(len(manifest), dtype=bool)
+    scored[used.index.to_numpy()] = ~used["recording"].duplicated().to_numpy()
     if not by_speaker:
         notes += _notes_on_speakers(table, dealt)
+    notes += _notes_on_sizes(numbers[scored[dealt.index.to_numpy()]], count)
 
-    text = "\n".join(f"{clip}\t{fold}" for clip, fold in zip(table["clip_id"], fold_of[rows], strict=True))
+    lines = zip(table["clip_id"], fold_of[rows], scored[rows], strict=True)
+    text = "\n".join(f"{clip}\t{fold}{'' if counts else ' copy'}" for clip, fold, counts in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     groups = manifest["speaker"].to_numpy() if by_speaker else None
-    return Folds(fold_of, count, seed, groups, digest, tuple(notes))
+    return Folds(fold_of, count, seed, groups, scored, digest, tuple(notes))
 
 
 def _is_by_speaker(table: pd.DataFrame, group: str) -> bool:
@@ -141,6 +149,21 @@ def _without_known_speakers(table: pd.DataFrame, is_test: np.ndarray, notes: lis
     return is_test & ~(table["label"] != "").to_numpy()
 
 
+def _note_on_excluded(excluded: pd.DataFrame, test: pd.DataFrame) -> str:
+    original = dict(zip(test["recording"], test["clip_id"], strict=True))
+    named = [f"{row.clip_id} (of {original[row.recording]})" for row in excluded.itertuples()]
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+    return f"{len(named)} training clips are copies of test clips and were left out: {', '.join(named[:_SHOWN])}{more}"
+
+
+def _notes_on_sizes(numbers: np.ndarray, count: int) -> list[str]:
+    sizes = np.bincount(numbers, minlength=count)
+    if sizes.max() < _UNEQUAL * sizes.min():
+        return []
+    listed = ", ".join(map(str, sizes))
+    return [f"the folds have very unequal numbers of clips ({listed}), so the score is mostly that of the largest"]
+
+
 def _notes_on_speakers(table: pd.DataFrame, dealt: pd.DataFrame) -> list[str]:
     if not (table["speaker"] != "").all():
         return ["the speakers are not known: folds may share speakers, and scores hold for these speakers only"]
@@ -172,7 +195,8 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
     if selection == "inner":
         chosen = _inner_part(manifest.iloc[train], folds, fold, inner_folds)
         train = np.setdiff1d(train, chosen)
-    return Split(train, chosen, np.flatnonzero(folds.fold_of == fold), np.flatnonzero(folds.fold_of == TEST))
+    scored = np.flatnonzero((folds.fold_of == fold) & folds.scored)
+    return Split(train, chosen, scored, np.flatnonzero(folds.fold_of == TEST))
 
 
 def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.ndarray:
@@ -180,7 +204,7 @@ def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.
     table = train.sort_values("clip_id", kind="stable")
     by_speaker = folds.groups is not None
     if by_speaker:  # a whole speaker where there are few
-        groups = _joined_groups(table["speaker"].to_numpy(), table["content"].to_numpy())
+        groups = _joined_groups(table["speaker"].to_numpy(), table["recording"].to_numpy())
         parts = min(parts, len(np.unique(groups)))
         if parts < 2:
             raise ConfigError(
@@ -207,7 +231,7 @@ def _deal_clips(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedKFold
 
     labels = table["label"].to_numpy()
-    first = (~table["content"].duplicated()).to_numpy()  # one clip stands for all its copies
+    first = (~table["recording"].duplicated()).to_numpy()  # one clip stands for all its copies
     smallest = table["label"][first].value_counts()
     if smallest.iloc[-1] < count:
         raise ConfigError(
@@ -219,15 +243,15 @@ def _deal_clips(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     cutter = StratifiedKFold(count, shuffle=True, random_state=seed)
     for number, (_, part) in enumerate(cutter.split(kept, labels[kept])):
         dealt[kept[part]] = number
-    fold_by_content = dict(zip(table["content"].to_numpy()[kept], dealt[kept], strict=True))
-    return table["content"].map(fold_by_content).to_numpy(dtype=np.int64)
+    fold_by_recording = dict(zip(table["recording"].to_numpy()[kept], dealt[kept], strict=True))
+    return table["recording"].map(fold_by_recording).to_numpy(dtype=np.int64)
 
 
 def _deal_groups(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
     labels = table["label"].to_numpy()
-    groups = _joined_groups(table["speaker"].to_numpy(), table["content"].to_numpy())
+    groups = _joined_groups(table["speaker"].to_numpy(), table["recording"].to_numpy())
     number_of_groups = len(np.unique(groups))
     if number_of_groups < count:
         raise ConfigError(
@@ -251,14 +275,14 @@ def _deal_groups(table: pd.DataFrame, count: int, seed: int) -> np.ndarray:
     return dealt
 
 
-def _joined_groups(speakers: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """Return (rows,) group numbers; speakers who share a byte-identical clip are one group."""
+def _joined_groups(speakers: np.ndarray, recordings: np.ndarray) -> np.ndarray:
+    """Return (rows,) group numbers; speakers who share a recording are one group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    speaker, content = (np.unique(a, return_inverse=True)[1] for a in (speakers, contents))
-    nodes = speaker.max() + 1 + content.max() + 1
-    edges = coo_array((np.ones(len(speaker)), (speaker, speaker.max() + 1 + content)), shape=(nodes, nodes))
+    speaker, recording = (np.unique(a, return_inverse=True)[1] for a in (speakers, recordings))
+    nodes = speaker.max() + 1 + recording.max() + 1
+    edges = coo_array((np.ones(len(speaker)), (speaker, speaker.max() + 1 + recording)), shape=(nodes, nodes))
     return connected_components(edges, directed=False)[1][speaker]
 
 

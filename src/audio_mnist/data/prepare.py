@@ -21,7 +21,7 @@ class PreparedCorpus:
 
     Attributes:
         name: name of the corpus.
-        manifest: `corpora.Corpus.manifest` of the usable clips, with content and duration_s.
+        manifest: `corpora.Corpus.manifest` of the usable clips, with content, duration_s and recording.
         class_names: in the order of every probability vector.
         store: samples of the clips; clip i is row i of the manifest.
         clip_samples: T, the window that clips are placed in.
@@ -60,6 +60,8 @@ def prepare(data: dict[str, Any]) -> PreparedCorpus:
         limits=Limits(data["min_clip_s"], data["max_clip_s"]),
         on_bad_clip=data["on_bad_clip"],
         cache_dir=Path(data["cache_dir"]),
+        copies=data["copies"],
+        verify=data["verify_store"],
     )
     is_train = manifest["split"] == "train"
     lost = set(corpus.class_names) - set(manifest.loc[is_train, "label"])

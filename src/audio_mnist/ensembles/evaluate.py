@@ -128,12 +128,12 @@ def _test_scores(
     whole: str,
     baseline: Baseline | None,
 ) -> tuple[dict[str, Score], float | None]:
-    labelled = targets[joint.test_rows] >= 0
+    labelled = (targets[joint.test_rows] >= 0) & folds.scored[joint.test_rows]
     if not labelled.any():
         return {}, None
     rows = joint.test_rows[labelled]
     truth = targets[rows]
-    groups = None if folds.groups is None else folds.groups[rows]  # speakers of the test split, resampled too
+    groups = None if folds.groups is None else folds.groups[rows]  # of the test split too
     answers = {labels[recipe]: p[labelled].argmax(axis=1) for recipe, p in joint.test_of.items()}
     answers[whole] = joint.test[labelled].argmax(axis=1)
     if baseline is not None:

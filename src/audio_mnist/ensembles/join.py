@@ -15,7 +15,7 @@ class Joint:
     """Joined probabilities.
 
     Attributes:
-        rows: (n,) manifest rows of the clips that all recipes scored out of fold.
+        rows: (n,) manifest rows of the clips that all recipes scored out of fold; of several copies one.
         oof_of: recipe -> (n, C).
         raw_oof: (n, C) the ensemble's before calibration.
         oof: (n, C) the ensemble's, calibrated; each fold by the other folds.

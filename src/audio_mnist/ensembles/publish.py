@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from audio_mnist.data import corpora
 from audio_mnist.data.folds import Folds
 from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.data.tables import safe
 from audio_mnist.ensembles.evaluate import Evaluation, metrics_of
 from audio_mnist.ensembles.join import Joint
 from audio_mnist.ensembles.members import Member
@@ -60,13 +61,14 @@ def write_files(ensemble: Ensemble, data: dict[str, Any], folder: Path) -> list[
     submission = corpora.reader(data).submission(test[["clip_id", "predicted"]])
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "predictions.csv"]
-    pd.concat([part for part in (scored, test) if len(part)]).to_csv(files[0], index=False, float_format="%.6g")
+    written = safe(pd.concat([part for part in (scored, test) if len(part)]))
+    written.to_csv(files[0], index=False, float_format="%.6g")
     if submission is not None:
         files.append(folder / "submission.csv")
         submission.to_csv(files[1], index=False)
     configs = {labels[member.recipe]: member.config for member in ensemble.members}
     title = f"{corpus.name}: {ensemble.evaluation.whole}, {len(ensemble.members)} runs"
-    return files + errors_page.write(folder, corpus, _sections(corpus, joint, labels), configs, title)
+    return files + errors_page.write(folder, corpus, _sections(corpus, folds, joint, labels), configs, title)
 
 
 def _table(corpus: PreparedCorpus, folds: Folds, rows: np.ndarray, p: np.ndarray, scored: str) -> pd.DataFrame:
@@ -79,10 +81,12 @@ def _table(corpus: PreparedCorpus, folds: Folds, rows: np.ndarray, p: np.ndarray
     return table
 
 
-def _sections(corpus: PreparedCorpus, joint: Joint, labels: Mapping[str, str]) -> list[errors_page.Answers]:
+def _sections(
+    corpus: PreparedCorpus, folds: Folds, joint: Joint, labels: Mapping[str, str]
+) -> list[errors_page.Answers]:
     oof = {labels[recipe]: p for recipe, p in joint.oof_of.items()}
     sections = [errors_page.Answers("Out of fold", joint.rows, joint.oof, oof)]
-    labelled = corpus.targets()[joint.test_rows] >= 0
+    labelled = (corpus.targets()[joint.test_rows] >= 0) & folds.scored[joint.test_rows]
     if labelled.any():
         test = {labels[recipe]: p[labelled] for recipe, p in joint.test_of.items()}
         rows = joint.test_rows[labelled]

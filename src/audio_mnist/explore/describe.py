@@ -40,7 +40,7 @@ def describe(corpus: PreparedCorpus) -> pd.DataFrame:
         clipped.append(bool((full[:-2] & full[1:-1] & full[2:]).any()))
     table["peak_db"], table["clipped"] = peaks, clipped
     table["quiet"] = table["peak_db"] < QUIET_DB
-    table["duplicate"] = table["content"].duplicated()
+    table["duplicate"] = table["recording"].duplicated()
     return table
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from audio_mnist.config import load_modules
-from audio_mnist.data.decode import Limits, decode
+from audio_mnist.data.decode import MIN_CLIP_S, Limits, decode
 from audio_mnist.errors import ConfigError
 from audio_mnist.features import FrontEnd
 from audio_mnist.inference.load import load_predictor
@@ -41,7 +41,7 @@ def serve(cfg: DictConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="audio-mnist-demo-") as uploads:
         # gradio reads these when it is imported: uploads end with the page, and nothing is reported to anyone
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        page = build(predictor, Limits(0.0, cfg.max_clip_s, ""))
+        page = build(predictor, Limits(MIN_CLIP_S, cfg.max_clip_s, ""))
         import gradio
 
         try:
@@ -81,7 +81,8 @@ def build(predictor: Predictor, limits: Limits) -> Any:
         if path is None:
             return None, None, None, ""
         samples, rate_hz, reason = decode(path, limits)
-        if samples is None:
+        reason = reason or predictor.check(samples, rate_hz)
+        if samples is None or reason:
             raise gradio.Error(f"This recording cannot be used: {reason}", duration=None, print_exception=False)
         return answer_of(predictor, samples, rate_hz)
 
@@ -98,7 +99,14 @@ def build(predictor: Predictor, limits: Limits) -> Any:
             with gradio.Column():
                 picture = gradio.Plot(show_label=False, elem_id="picture")
                 note = gradio.Markdown(elem_id="note")
-        clip.change(answer, clip, [label, members, picture, note], api_name="predict", show_progress="minimal")
+        clip.change(
+            answer,
+            clip,
+            [label, members, picture, note],
+            api_name="predict",
+            show_progress="minimal",
+            concurrency_limit=4,
+        )
     return page
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from audio_mnist.config import load_modules
+from audio_mnist.data.tables import cell
 from audio_mnist.errors import DataError
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predictor import Predictor
@@ -38,7 +39,7 @@ def predict(cfg: DictConfig) -> int:
     cfg = validate_predict(cfg)
     load_modules(cfg.modules)
     devices.set_up_cpu(cfg.threads)
-    paths = find_audio(list(cfg.audio), allow_outside=cfg.allow_outside)
+    paths = [_as_cell(path) for path in find_audio(list(cfg.audio), allow_outside=cfg.allow_outside)]
     assert cfg.tracking.uri is not None
     predictor = load_predictor(Tracker(cfg.tracking.uri, cfg.tracking.experiment), cfg.model)
     output = _Output(Path(cfg.output), predictor, Cut(cfg.window_s, cfg.hop_s, cfg.max_clip_s), cfg.batch_size)
@@ -94,7 +95,7 @@ class _Output:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
             self.path.write_bytes(whole)
-        with open(self.path, newline="", encoding="utf-8") as file:
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.reader(file))
         if not rows or rows[0] != self._header:
             raise DataError(
@@ -114,7 +115,7 @@ class _Output:
         if [row[1:-classes] for row in now] != [row[1:-classes] for row in before]:  # times and labels
             return False
         ours, theirs = (np.array([row[-classes:] for row in rows], dtype=float) for rows in (now, before))
-        return bool(np.allclose(ours, theirs, atol=1e-3))
+        return bool(np.allclose(ours, theirs, atol=1e-3, equal_nan=True))
 
     def without_half(self, written: list[list[str]]) -> list[list[str]]:
         """Remove the last recording's rows where windows are missing, after a full disk or a killed process."""
@@ -125,7 +126,7 @@ class _Output:
         kept = [row for row in written if row[0] != last]
         whole = self.path.with_name(self.path.name + ".partial")
         try:
-            with open(whole, "w", newline="", encoding="utf-8") as file:
+            with open(whole, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([self._header, *kept])
             os.replace(whole, self.path)
         finally:
@@ -146,7 +147,7 @@ class _Output:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_short, predictor = 0, self._predictor
         with (
-            open(self.path, "w" if overwrite else "a", newline="", encoding="utf-8") as file,
+            open(self.path, "w" if overwrite else "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
             tqdm(total=len(paths), desc="predicting", unit="file", disable=None) as progress,
         ):
             writer = csv.writer(file)
@@ -166,11 +167,16 @@ class _Output:
         return cut_short
 
 
+def _as_cell(path: str) -> str:
+    """Return the same file's path in a form that no spreadsheet takes for a formula."""
+    return path if cell(path) == path else f"./{path}"
+
+
 def _texts(row: list[Any], timed: bool) -> list[str]:
-    """Format a row of `Predictor.rows`."""
+    """Format a row of `Predictor.rows`; no spreadsheet takes a cell for a formula."""
     times = [f"{value:.3f}" for value in row[1:3]] if timed else []
     label = 3 if timed else 1
-    return [row[0], *times, row[label], *(f"{p:.6g}" for p in row[label + 1 :])]
+    return [row[0], *times, cell(row[label]), *(f"{p:.6g}" for p in row[label + 1 :])]
 
 
 def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_short: int, output: Path) -> None:
@@ -187,4 +193,5 @@ def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_sh
         )
     if unreadable:
         lines = "\n".join(f"  {path}: {reason}" for path, reason in unreadable.items())
+        lines = lines.encode(errors="backslashreplace").decode()  # names that are not UTF-8
         log.warning("%d recordings could not be read:\n%s", len(unreadable), lines)

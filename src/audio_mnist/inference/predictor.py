@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import soxr
 
-from audio_mnist.data.decode import Limits, check_samples
+from audio_mnist.data.decode import MIN_CLIP_S, Limits, check_samples
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import DataError
-from audio_mnist.inference.recordings import Cut, Window, batches, find_audio, windows
+from audio_mnist.inference.recordings import Cut, Window, batches, find_audio, is_still, used_part, windows
 from audio_mnist.scoring.mixture import Mixture
 from audio_mnist.system import devices
 from audio_mnist.training.classifier import Classifier, predict_together
@@ -69,12 +69,17 @@ class Predictor:
             raise DataError(
                 f"waveform has shape {samples.shape}: expected (T,), samples of one channel; average the channels first"
             )
-        if sample_rate_hz <= 0:
-            raise DataError(f"sample_rate_hz={sample_rate_hz}: expected above 0")
-        reason = check_samples(samples, sample_rate_hz, Limits(0.0, math.inf))
+        reason = self.check(samples, sample_rate_hz)
         if reason:
             raise DataError(f"waveform: {reason}")
         return pd.Series(self.predict_batch([(samples, sample_rate_hz)])[0], index=self.class_names)
+
+    def check(self, samples: np.ndarray, sample_rate_hz: int) -> str:
+        """Say why (T,) samples cannot be classified, "" where they can."""
+        reason = check_samples(samples, sample_rate_hz, Limits(MIN_CLIP_S, math.inf, ""))
+        if not reason and is_still(used_part(samples, sample_rate_hz, self.used_s)):
+            reason = f"it is silent in its middle, the {self.used_s:.2f} s that the model uses"
+        return reason
 
     def predict_files(
         self, audio: str | Path | Sequence[str | Path], *, window_s: float | None = None, hop_s: float | None = None
@@ -108,17 +113,21 @@ class Predictor:
         return ["path", *(("start_s", "end_s") if timed else ()), "label", *(f"p:{name}" for name in self.class_names)]
 
     def rows(self, batch: list[Window], timed: bool) -> list[list]:
-        """Classify windows; return a row per window.
+        """Classify windows; return a row per window. A silent window has label "" and probabilities NaN.
 
         Args:
             batch: windows.
             timed: whether rows say where the windows begin and end.
         """
-        probabilities = self.predict_batch([(window.samples, window.rate_hz) for window in batch])
+        probabilities = np.full((len(batch), len(self.class_names)), np.nan)
+        sounding = [number for number, window in enumerate(batch) if not is_still(window.samples)]
+        if sounding:
+            probabilities[sounding] = self.predict_batch([(batch[n].samples, batch[n].rate_hz) for n in sounding])
         rows = []
         for window, p in zip(batch, probabilities, strict=True):
             times = [round(window.start_s, 3), round(window.end_s, 3)] if timed else []
-            rows.append([window.path, *times, self.class_names[int(p.argmax())], *p.tolist()])
+            label = "" if np.isnan(p[0]) else self.class_names[int(p.argmax())]
+            rows.append([window.path, *times, label, *p.tolist()])
         return rows
 
     def predict_batch(self, waveforms: list[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -129,6 +138,9 @@ class Predictor:
 
         Returns:
             (n, C) float64, rows sum to 1.
+
+        Raises:
+            RunError: a member has no finite answer.
         """
         return self.mixture(self.member_probabilities(waveforms))
 

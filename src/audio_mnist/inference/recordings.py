@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
-from audio_mnist.data.decode import Limits, decode, recordings_in
+from audio_mnist.data.decode import MIN_CLIP_S, STILL, Limits, decode, recordings_in
 from audio_mnist.data.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.system.paths import inside
 
 _AHEAD = 4  # most recordings that each thread decodes in advance
-_AHEAD_BYTES = 2**25  # most bytes of their files; decoded they take up to twenty times as much
+_AHEAD_BYTES = 2**27  # most bytes that they take decoded
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,15 @@ def windows(paths: list[str], cut: Cut, unreadable: dict[str, str], used_s: floa
         unreadable: path -> reason; filled with the recordings that cannot be read.
         used_s: how much of a whole recording's middle the model uses; most of the rest is dropped.
     """
-    limits = Limits(0.0, cut.max_clip_s, "")
+    limits = Limits(MIN_CLIP_S, cut.max_clip_s, "")
     for path, (samples, rate_hz, reason) in _decoded(paths, limits):
         if samples is None:
             unreadable[path] = reason
             continue
         if cut.window_s is None:
+            if is_still(used_part(samples, rate_hz, used_s)):
+                unreadable[path] = f"it is silent in its middle, the {used_s:.2f} s that the model uses"
+                continue
             yield Window(path, _middle(samples, rate_hz, 4 * used_s), rate_hz, 0.0, last=True)
             continue
         length = round(cut.window_s * rate_hz)
@@ -112,6 +116,17 @@ def windows(paths: list[str], cut: Cut, unreadable: dict[str, str], used_s: floa
         starts = range(0, max(1, len(samples) - length + hop), hop)  # the last may reach over the end
         for start in starts:
             yield Window(path, samples[start : start + length], rate_hz, start / rate_hz, start == starts[-1])
+
+
+def used_part(samples: np.ndarray, rate_hz: int, used_s: float) -> np.ndarray:
+    """Return the middle `used_s` of (T,) samples, all of a shorter recording."""
+    spare = len(samples) - used_s * rate_hz
+    return samples if spare <= 0 else samples[int(spare // 2) : len(samples) - int(spare // 2)]
+
+
+def is_still(samples: np.ndarray) -> bool:
+    """Tell whether (T,) samples hold no sound: they are all equal."""
+    return bool(samples.max() - samples.min() < STILL)
 
 
 def batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
@@ -137,10 +152,19 @@ def _decoded(paths: list[str], limits: Limits) -> Iterator[tuple[str, tuple]]:
     with ThreadPoolExecutor(threads) as pool:
         while remaining or waiting:
             while remaining and len(waiting) < threads * _AHEAD:
-                if waiting and sum(size for _, size, _ in waiting) > _AHEAD_BYTES:
+                size = _decoded_bytes(remaining[0])
+                if waiting and size + sum(size for _, size, _ in waiting) > _AHEAD_BYTES:
                     break
                 path = remaining.popleft()
-                size = os.path.getsize(path) if os.path.exists(path) else 0
                 waiting.append((path, size, pool.submit(decode, path, limits)))
             path, _, future = waiting.popleft()
             yield path, future.result()
+
+
+def _decoded_bytes(path: str) -> int:
+    """Return the size of a recording's float32 samples, 0 where it cannot be read."""
+    try:
+        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
+            return 4 * max(0, file.frames)
+    except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
+        return 0

@@ -17,6 +17,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from audio_mnist import features
 from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.data.tables import safe
 from audio_mnist.features import FrontEnd
 from audio_mnist.report import plots
 from audio_mnist.scoring.intervals import score
@@ -115,7 +116,7 @@ def write(
     )
     for heading, table in tables(corpus, sections[0]).items():
         paths.append(folder / (heading.split(" (")[0].replace(" ", "_") + ".csv"))
-        table.to_csv(paths[-1], index=False, float_format="%.6g")
+        safe(table.astype({table.columns[0]: str})).to_csv(paths[-1], index=False, float_format="%.6g")
     return paths
 
 

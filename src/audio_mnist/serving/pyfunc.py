@@ -7,6 +7,9 @@ a probability `p:CLASS` per class.
 """
 
 import json
+import sys
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -20,14 +23,21 @@ from mlflow.pyfunc.model import PythonModel
 
 MAX_CLIPS = 1024  # per request
 MAX_CLIP_S = 60.0  # default of data.max_clip_s
+MIN_CLIP_S = 0.01  # as `data.decode`, like the three below
 RATES_HZ = (1000, 384_000)  # least and greatest sample rate
+PEAK = 2.0**31  # largest sample
+STILL = 2.0**-23  # least change within a clip
+MAX_REQUEST_BYTES = 16 * 2**20  # about 80 s of sound at 16 kHz; parsed it takes up to 40 times as much
+LARGE_BYTES = 2**20  # of requests above this size one is answered at a time
 
 
 class AudioClassifier(PythonModel):
     """An ensemble's ONNX graph behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        """Open the graph with one thread, as in training."""
+        """Open the graph with one thread, as in training. In a server, limit its requests."""
+        if "mlflow.pyfunc.scoring_server" in sys.modules:
+            _limit_requests()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         path = context.artifacts["graph"]
@@ -57,7 +67,12 @@ class AudioClassifier(PythonModel):
                 _placed(_resampled(x, own_hz, rate_hz), window["samples"], window["place"]) for x, own_hz in clips
             ]
             windows[window["name"]] = np.stack(placed)
+        for number in range(len(clips)):
+            if all(np.ptp(placed[number]) < STILL for placed in windows.values()):
+                raise _refused(f"clip {number}: the part of the waveform that the model uses is silent")
         p = self._session.run(["probabilities"], windows)[0]
+        if not np.isfinite(p).all():
+            raise _refused(f"clip {int(np.argwhere(~np.isfinite(p))[0][0])}: the model has no finite answer")
         answer = pd.DataFrame({"label": [self._classes[number] for number in p.argmax(axis=1)]})
         answer[[f"p:{name}" for name in self._classes]] = p.astype(np.float64)
         return answer
@@ -81,8 +96,57 @@ def _checked(rows: pd.DataFrame) -> list[tuple[np.ndarray, int]]:
             raise _refused(f"clip {number}: {len(samples) / rate_hz:.1f} s, expected at most {MAX_CLIP_S:g} s")
         if not np.isfinite(samples).all():
             raise _refused(f"clip {number}: waveform has samples that are not finite numbers")
+        if np.abs(samples).max() > PEAK:
+            raise _refused(f"clip {number}: waveform has samples above {PEAK:.3g}, expected -1 to 1")
+        if len(samples) < MIN_CLIP_S * rate_hz:
+            raise _refused(f"clip {number}: {len(samples)} samples, expected at least {MIN_CLIP_S:g} s")
+        if np.ptp(samples) < STILL:
+            raise _refused(f"clip {number}: waveform is silent, all samples are equal")
         clips.append((samples, int(rate_hz)))
     return clips
+
+
+def _limit_requests() -> None:
+    """Make MLflow's server refuse requests that are too large or nested too deeply, before they are parsed."""
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+    from mlflow.pyfunc import scoring_server
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
+    if hasattr(Request.stream, "limited"):
+        return
+    stream, invocations, large = Request.stream, scoring_server.invocations, threading.Lock()
+
+    async def limited_stream(self: Request) -> AsyncIterator[bytes]:
+        size = int(self.headers.get("content-length") or 0)
+        if size <= MAX_REQUEST_BYTES:
+            size = 0
+            async for chunk in stream(self):
+                size += len(chunk)
+                if size > MAX_REQUEST_BYTES:
+                    break
+                yield chunk
+        if size > MAX_REQUEST_BYTES:
+            raise HTTPException(
+                413, f"the request is larger than {MAX_REQUEST_BYTES} bytes; send fewer clips at a time"
+            )
+
+    def limited_invocations(data: bytes, *others: Any) -> Any:
+        is_large = len(data) > LARGE_BYTES
+        if is_large and not large.acquire(blocking=False):
+            reason = "another large request is being answered; send it again later"
+            raise MlflowException(reason, error_code=TEMPORARILY_UNAVAILABLE)
+        try:
+            return invocations(data, *others)
+        except (RecursionError, ValueError) as error:  # nested too deeply, a number of too many digits
+            raise _refused(f"the request is not JSON that can be read ({error})") from None
+        finally:
+            if is_large:
+                large.release()
+
+    limited_stream.limited = True  # type: ignore[attr-defined]
+    Request.stream = limited_stream  # type: ignore[method-assign]
+    scoring_server.invocations = limited_invocations
 
 
 def _refused(reason: str) -> MlflowException:

@@ -135,7 +135,7 @@ def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
 
 def _open(sweep: Sweep, given: list[str]) -> None:
     """Open the sweep's tracked run, and find the runs that are finished already."""
-    from audio_mnist.tracking.tracker import connect, newest
+    from audio_mnist.tracking.tracker import connect
     from audio_mnist.training import resume
 
     tracker = connect(sweep.uri, sweep.experiment)
@@ -149,7 +149,7 @@ def _open(sweep: Sweep, given: list[str]) -> None:
             by_key: dict[str, list] = {}
             for run in tracker.search(kind="train", corpus_fingerprint=corpus):
                 by_key.setdefault(run.tags.get("job", ""), []).append(run)
-            finished = {key: newest(by_key[key]) for key in keys if key in by_key}
+            finished = {key: tracker.usable(by_key[key]) for key in dict.fromkeys(keys) if key in by_key}
             sweep.taken_over |= {key: run.id for key, run in finished.items() if run is not None}
         same = tracker.search(kind="sweep", jobs=together)
         before = same[-1] if same else None

@@ -12,8 +12,8 @@ from audio_mnist.tracking.tracker import AnyTracker
 FOLD_PREDICTIONS = "fold_predictions.csv"
 
 
-def log_predictions(run: Run, clips: pd.DataFrame, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
-    """Log a run's predictions for its fold.
+def log_predictions(run: Run, clips: pd.DataFrame, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
+    """Log a run's predictions for its fold; return the text.
 
     Args:
         run: the run.
@@ -28,6 +28,7 @@ def log_predictions(run: Run, clips: pd.DataFrame, probabilities: np.ndarray, cl
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, float_format="%.9g")  # 9 digits restore every float32
     run.log_text(buffer.getvalue(), FOLD_PREDICTIONS)
+    return buffer.getvalue()
 
 
 def logged_predictions(tracker: AnyTracker, run_id: str) -> pd.DataFrame:

@@ -2,6 +2,9 @@
 
 import contextlib
 import getpass
+import hashlib
+import json
+import logging
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,9 +21,11 @@ from audio_mnist.tracking.uri import without_password
 
 BEST_CHECKPOINT = "checkpoints/best.ckpt"  # artifact of every training run
 CONFIG = "config.yaml"  # artifact of every training run
+DIGESTS = "digests"  # tag: JSON, artifact -> `digest_of` its bytes
 _PARENT = "mlflow.parentRunId"
 _PARAM_CHARACTERS = 6000  # MLflow's limit
 _PARAMS = 100  # MLflow's limit for one call
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class NullTracker:
     def search(self, *, parent_id: str | None = None, **tags: str) -> list[RunRecord]:
         """Return no run."""
         return []
+
+    def usable(self, runs: list[RunRecord]) -> RunRecord | None:
+        """Return None."""
+        return None
 
     def artifact(self, run_id: str, path: str) -> contextlib.AbstractContextManager[Path]:
         """Raise a `RunError`: nothing is kept."""
@@ -213,6 +222,47 @@ class Tracker:
                 if not token:
                     return found
 
+    def usable(self, runs: list[RunRecord]) -> RunRecord | None:
+        """Return the newest finished run whose artifacts are those that it logged; None where there is none.
+
+        A finished run that lacks one, or has another one, ends as FAILED here, so
+        that its job is trained again.
+
+        Args:
+            runs: runs of one job, oldest first.
+
+        Raises:
+            RunError: the artifacts cannot be read for another reason.
+        """
+        for run in reversed([run for run in runs if run.status == "FINISHED"]):
+            reason = self._lacks(run)
+            if not reason:
+                return run
+            log.warning("run %s finished, but %s: it is trained again", run.id, reason)
+            ended = self.open(run.id)
+            ended.set_tag("error", reason)
+            ended.end("FAILED")
+        return None
+
+    def _lacks(self, run: RunRecord) -> str:
+        """Say which artifact of a run is not the one that it logged, "" where all are."""
+        digests = json.loads(run.tags.get(DIGESTS, "{}"))
+        if BEST_CHECKPOINT not in digests:
+            return f"no digest of its {BEST_CHECKPOINT} was tracked"
+        for name, expected in digests.items():
+            try:
+                with self.artifact(run.id, name) as path:
+                    found = digest_of(path.read_bytes())
+            except RunError:
+                with mlflow_errors(f"run {run.id}"):
+                    listed = self.client.list_artifacts(run.id, name.rpartition("/")[0] or None)
+                if any(item.path == name for item in listed):
+                    raise
+                return f"its {name} is missing"
+            if found != expected:
+                return f"its {name} was changed"
+        return ""
+
     @contextlib.contextmanager
     def artifact(self, run_id: str, path: str) -> Iterator[Path]:
         """Provide a run's artifact as a local file for the length of the block.
@@ -239,6 +289,11 @@ AnyTracker = Tracker | NullTracker
 def connect(uri: str | None, experiment: str) -> AnyTracker:
     """Open the tracking store at `uri`; None is one that keeps nothing."""
     return NullTracker() if uri is None else Tracker(uri, experiment)
+
+
+def digest_of(content: bytes) -> str:
+    """Return 32 hex digits that identify an artifact's bytes, whatever its line ends."""
+    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:32]
 
 
 def newest(runs: list[RunRecord]) -> RunRecord | None:

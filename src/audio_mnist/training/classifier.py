@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from audio_mnist import features, models
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.data.windows import middle
+from audio_mnist.errors import RunError
 from audio_mnist.features import FrontEnd
 
 
@@ -189,6 +190,7 @@ def predict_together(
 
     Raises:
         ValueError: the store has another sample rate than a classifier.
+        RunError: a probability is not finite.
     """
     groups: dict[str, list[int]] = {}
     for number, classifier in enumerate(classifiers):
@@ -217,6 +219,12 @@ def predict_together(
             count = partial(torch.set_num_threads, torch.get_num_threads())
             with ThreadPoolExecutor(threads, initializer=count) as pool:
                 list(pool.map(add, *zip(*batches, strict=True)))
+    if not np.isfinite(p).all():
+        clip = int(indices[np.argwhere(~np.isfinite(p))[0][1]])
+        raise RunError(
+            f"the net has no finite probability for clip {clip} (counted from 0): its samples, or the net's weights, are "
+            "too large; look at that recording, or train again"
+        )
     return p
 
 

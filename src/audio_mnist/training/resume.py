@@ -18,7 +18,7 @@ from filelock import FileLock
 from audio_mnist.config import fingerprint
 from audio_mnist.errors import RunError
 from audio_mnist.system import locks
-from audio_mnist.tracking.tracker import AnyTracker, RunRecord, newest
+from audio_mnist.tracking.tracker import AnyTracker, RunRecord
 from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,12 @@ def claim(job: Job, tracker: AnyTracker) -> Iterator[Claim]:
 
 
 def earlier_run(tracker: AnyTracker, key: str, here: str) -> RunRecord | None:
-    """Return the newest finished run of a job, else the newest of this machine, else None."""
-    runs = tracker.search(kind="train", job=key)
-    here_only = [run for run in runs if run.tags.get("resume_id", "") == here]
-    return newest(runs) or (here_only[-1] if here_only else None)
+    """Return the newest finished and usable run of a job, else the newest of this machine, else None."""
+    finished = tracker.usable(tracker.search(kind="train", job=key))
+    if finished is not None:
+        return finished
+    here_only = [run for run in tracker.search(kind="train", job=key) if run.tags.get("resume_id", "") == here]
+    return here_only[-1] if here_only else None
 
 
 def resume_dir(settings: dict[str, Any]) -> Path:

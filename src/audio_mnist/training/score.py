@@ -1,5 +1,6 @@
 """A trained fold, scored and logged."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from sklearn.metrics import log_loss
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.features import FrontEnd
 from audio_mnist.report import plots
-from audio_mnist.tracking.predictions import log_predictions
+from audio_mnist.tracking.predictions import FOLD_PREDICTIONS, log_predictions
 from audio_mnist.tracking.run import Run
-from audio_mnist.tracking.tracker import BEST_CHECKPOINT
+from audio_mnist.tracking.tracker import BEST_CHECKPOINT, DIGESTS, digest_of
 from audio_mnist.training.classifier import load
 from audio_mnist.training.job import Job
 
@@ -36,7 +37,9 @@ def score(job: Job, run: Run, trainer: Trainer, checkpoint: Path, front_end: Fro
 
     run.log_metrics({f"best/{key}": value for key, value in metrics.items()} | {"best/epoch": best_epoch})
     run.log_file(checkpoint, BEST_CHECKPOINT)
-    log_predictions(run, corpus.manifest.iloc[rows], probabilities, corpus.class_names)
+    predictions = log_predictions(run, corpus.manifest.iloc[rows], probabilities, corpus.class_names)
+    digests = {BEST_CHECKPOINT: digest_of(checkpoint.read_bytes()), FOLD_PREDICTIONS: digest_of(predictions.encode())}
+    run.set_tag(DIGESTS, json.dumps(digests))
     title = f"{job.feature}, fold {job.fold} of 0 to {job.folds.count - 1}: {metrics['accuracy']:.4f} (n = {len(rows)})"
     title += "\noptimistic: its epoch was chosen on this fold" if job.optimistic else ""
     picture = plots.confusion(corpus.targets()[rows], probabilities.argmax(axis=1), corpus.class_names, title)

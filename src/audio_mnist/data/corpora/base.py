@@ -1,7 +1,10 @@
 """What all corpora share: the rows that they give and the corpus that becomes of them."""
 
 import hashlib
+import logging
 import os
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,9 @@ import pandas as pd
 
 from audio_mnist.config import Registered
 from audio_mnist.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+_INVISIBLE = ("Cc", "Cf")  # Unicode categories: control and format characters
 
 
 class Clip(NamedTuple):
@@ -103,13 +109,22 @@ class CorpusReader(Registered):
         return root
 
 
-def build(name: str, clips: list[Clip]) -> Corpus:
-    """Check a corpus's clips and sort its classes.
+def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Corpus:
+    """Check a corpus's clips and sort its classes. Labels and speakers are compared in Unicode form NFC.
+
+    Args:
+        name: name of the corpus.
+        clips: its clips.
+        similar_speakers: whether speakers with almost equal names may be different people.
 
     Raises:
-        DataError: a clip is listed twice, a training label is missing, a class cannot be learnt.
+        DataError: a clip is listed twice, a file's name cannot be written, a training label is missing, a class cannot
+            be learnt, or names are almost equal.
     """
     manifest = pd.DataFrame(clips, columns=list(Clip._fields)).astype(str)
+    for column in ("label", "speaker"):
+        manifest[column] = manifest[column].map(lambda text: unicodedata.normalize("NFC", text).strip())
+    _check_writable(manifest)
     manifest = manifest.sort_values("clip_id", kind="stable", ignore_index=True)
     repeated = manifest["clip_id"][manifest["clip_id"].duplicated()]
     if len(repeated):
@@ -123,10 +138,47 @@ def build(name: str, clips: list[Clip]) -> Corpus:
         raise DataError(f"{name}: training clip {clip} has no label")
     if len(names) < 2:
         raise DataError(f"{name}: the training clips are all of class {names[0]!r}; at least 2 are needed")
+    _check_similar(manifest, similar_speakers)
     unknown = set(manifest["label"]) - set(names) - {""}
     if unknown:
         raise DataError(f"{name}: test clips have classes that no training clip has: {sorted(unknown)[:5]}")
     return Corpus(name, manifest, names)
+
+
+def _check_writable(manifest: pd.DataFrame) -> None:
+    for clip in manifest.itertuples():
+        try:
+            "".join((clip.clip_id, clip.path, clip.label, clip.speaker)).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{clip.path!a}: the name is not valid UTF-8; rename the file or folder") from None
+
+
+def _check_similar(manifest: pd.DataFrame, similar_speakers: bool) -> None:
+    """Report labels, and refuse speakers, whose names are probably one."""
+    for names in similar(manifest["label"].unique()):
+        log.warning("labels %s are probably one class, written in several ways; they are trained as several", names)
+    for names in similar(manifest["speaker"].unique()):
+        if not similar_speakers:
+            raise DataError(
+                f"speakers {names} are probably one, written in several ways, and could be on both sides of a split; "
+                "write them alike, or set data.similar_speakers=true where they are different people"
+            )
+
+
+def similar(names: Iterable[str]) -> list[str]:
+    """Return each group of names that differ only in case, zeros, spaces or invisible characters, as one text.
+
+    >>> similar(["Anna", "anna", "01", "1.0", "2", "10"])
+    ["'Anna', 'anna'", "'01', '1.0'"]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in _INVISIBLE)
+        key = " ".join(visible.casefold().split())
+        key = re.sub(r"(?<![\d.])0+(?=\d)", "", key)  # leading zeros
+        key = re.sub(r"^(\d+)\.0*$", r"\1", key)
+        groups.setdefault(key, []).append(name)
+    return [", ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
 
 
 def sort_labels(labels: Iterable[Any]) -> tuple[str, ...]:
