@@ -5,6 +5,7 @@ hold the types. An unknown key or a wrong type is a `ConfigError` that names the
 key.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,7 @@ class TrainConfig:
     fold: int
     selection: str
     inner_folds: int
+    subset: str
     seed: int
     views: ViewsConfig
     variant: str
@@ -194,6 +196,8 @@ def _check_folds(cfg: DictConfig) -> None:
             f"fold={cfg.fold} does not exist: folds.count={cfg.folds.count}, so fold is 0 to {cfg.folds.count - 1}"
         )
     require(cfg.selection in SELECTIONS, "selection", cfg.selection, "one of " + ", ".join(SELECTIONS))
+    whole = cfg.subset == "all" or re.fullmatch(r"(clips|speakers)/([2-9]|[1-9]\d+)", cfg.subset) is not None
+    require(whole, "subset", cfg.subset, "all, clips/N or speakers/N with N of 2 or more")
     require(cfg.inner_folds >= 2, "inner_folds", cfg.inner_folds, "2 or more")
     for key, seed in (("seed", cfg.seed), ("folds.seed", cfg.folds.seed)):
         require(0 <= seed < 2**32, key, seed, "0 to 4294967295")

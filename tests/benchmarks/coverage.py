@@ -25,7 +25,7 @@ SPEAKERS = (6, 10, 20, 40, 137)
 CLIPS = (10, 50, 500)
 SPREADS = (0.0, 0.5, 1.0, 1.5)
 ACCURACIES = (0.7, 0.9, 0.97, 0.99)
-PAIRS = ((0.7, 0.7), (0.9, 0.9), (0.97, 0.97), (0.99, 0.99), (0.9, 0.7), (0.97, 0.9), (0.99, 0.97))
+PAIRS = ((0.7, 0.7), (0.9, 0.9), (0.99, 0.99), (0.9, 0.7), (0.99, 0.97))
 ALIKE = (0.8, 0.0)  # share of the speaker effect's variance that two classifiers have in common
 SAME_CLIPS = 0.6  # share of the clips that are as hard for the one classifier as for the other
 _NODES = np.linspace(-8, 8, 401)
@@ -51,7 +51,7 @@ def scores() -> list[Cell]:
 
 def differences() -> list[Cell]:
     """The grid of paired differences."""
-    grid = itertools.product(SPEAKERS, CLIPS, (False, True), SPREADS, PAIRS, ALIKE)
+    grid = itertools.product(SPEAKERS, CLIPS[::2], (False, True), SPREADS, PAIRS, ALIKE)
     cells = [Cell(*one[:4], *one[4], one[5]) for one in grid]
     return [cell for cell in cells if cell.spread > 0 or cell.alike == ALIKE[0]]  # without an effect they are the same
 

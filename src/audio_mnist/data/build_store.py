@@ -274,13 +274,13 @@ def _check_copies(manifest: pd.DataFrame) -> None:
                     f"byte-identical clips have different labels: {listed}; correct them or remove the clips"
                 )
             raise DataError(
-                f"clips that are one recording in several forms have different labels: {listed}; correct them or remove "
-                "the clips. Where they are different recordings, data.copies=samples compares equal samples only"
+                f"clips that are one recording in several forms have different labels: {listed}; correct the labels or "
+                "remove the clips. Where they are different recordings, set data.copies=samples"
             )
     later = copies[copies["recording"].duplicated()]
     shown = [f"{row.clip_id} of {row.recording}" for row in later.itertuples()]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     log.warning(
-        "%d clips are copies of others (%s%s); all copies of a clip stay on one side of every split and are scored once",
+        "%d clips are copies of others (%s%s); copies stay on one side of every split and are scored once",
         *(len(shown), ", ".join(shown[:_SHOWN]), more),
     )

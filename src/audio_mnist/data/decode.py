@@ -144,7 +144,7 @@ def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Writ
 
 def digest(samples: np.ndarray, rate_hz: int) -> str:
     """Return 16 hex digits that identify (T,) float32 samples at a rate."""
-    found = hashlib.blake2b(np.ascontiguousarray(samples), digest_size=8)
+    found = hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=8)
     found.update(rate_hz.to_bytes(4, "little"))
     return found.hexdigest()
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from audio_mnist.errors import ConfigError, DataError
 
+ALL = "all"  # the subset of all training clips
 TEST = -1  # a clip of the test split
 EXCLUDED = -2  # a training copy of a test clip: in no set
 _SHOWN = 5  # most copies that a note names
@@ -172,7 +173,9 @@ def _notes_on_speakers(table: pd.DataFrame, dealt: pd.DataFrame) -> list[str]:
     return []
 
 
-def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: str, inner_folds: int = 6) -> Split:
+def split_clips(
+    manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: str, inner_folds: int = 6, subset: str = ALL
+) -> Split:
     """Return the index sets of one run.
 
     Args:
@@ -182,21 +185,50 @@ def split_clips(manifest: pd.DataFrame, folds: Folds, *, fold: int, selection: s
         selection: "last", "fold", or "inner": one of `inner_folds` parts of the training clips, cut as the folds were,
             chooses the epoch.
         inner_folds: number of parts; at most the number of training speakers where folds are by speaker.
+        subset: training clips that are used: "all", "clips/N" (one of N of each class) or "speakers/N". The subset of a
+            larger N is part of that of a smaller one.
 
     Raises:
-        ConfigError: there is no such fold or selection.
+        ConfigError: there is no such fold or selection, or the subset lacks speakers or a class.
     """
     if not 0 <= fold < folds.count:
         raise ConfigError(f"fold={fold} does not exist: folds.count={folds.count}, so fold is 0 to {folds.count - 1}")
     if selection not in ("last", "inner", "fold"):
         raise ConfigError(f"selection={selection}: choose last, inner or fold")
     train = np.flatnonzero((folds.fold_of >= 0) & (folds.fold_of != fold))
+    if subset != ALL:
+        train = _subset(manifest.iloc[train], subset, folds.seed)
     chosen = np.empty(0, dtype=np.int64)
     if selection == "inner":
         chosen = _inner_part(manifest.iloc[train], folds, fold, inner_folds)
         train = np.setdiff1d(train, chosen)
     scored = np.flatnonzero((folds.fold_of == fold) & folds.scored)
     return Split(train, chosen, scored, np.flatnonzero(folds.fold_of == TEST))
+
+
+def _subset(train: pd.DataFrame, subset: str, seed: int) -> np.ndarray:
+    """Return the sorted rows of a share of the training clips; the order of clips and speakers is drawn once."""
+    unit, _, parts = subset.partition("/")
+    labels = train["label"].unique()
+    if unit == "clips":
+        units, by = train["recording"], train["label"]
+    elif (train["speaker"] == "").any():
+        raise ConfigError(
+            f"subset={subset}: the corpus does not name every speaker; "
+            "sweep over clips alone, subset=all,clips/2,clips/4,clips/8"
+        )
+    else:
+        units, by = train["speaker"], pd.Series("", index=train.index)
+    kept = np.zeros(len(train), dtype=bool)
+    for value in by.unique():
+        names = units[by == value].unique().tolist()
+        names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        first = set(names[: max(1, round(len(names) / int(parts)))])
+        kept |= (units.isin(first) & (by == value)).to_numpy()
+    lost = set(labels) - set(train["label"][kept])
+    if lost:
+        raise ConfigError(f"subset={subset} has no clip of class {min(lost)!r}; take a larger share")
+    return np.sort(train.index.to_numpy()[kept])
 
 
 def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.ndarray:

@@ -23,7 +23,8 @@ def cell(text: str) -> str:
 
 def safe(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose text columns went through `cell`."""
-    return table.assign(**{name: table[name].map(cell) for name in table.select_dtypes(["object", "string"])})
+    texts = {str(name): table[name].map(cell) for name in table.select_dtypes(["object", "string"])}
+    return table.assign(**texts)
 
 
 def _is_number(text: str) -> bool:

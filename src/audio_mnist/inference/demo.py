@@ -21,6 +21,7 @@ from audio_mnist.schema import validate_demo
 from audio_mnist.system import devices
 from audio_mnist.tracking.tracker import Tracker
 
+_AT_A_TIME = 4  # clips that are answered side by side, so that none waits for a long one
 _KEPT_S = 600  # how long an upload is kept
 
 
@@ -81,7 +82,8 @@ def build(predictor: Predictor, limits: Limits) -> Any:
         if path is None:
             return None, None, None, ""
         samples, rate_hz, reason = decode(path, limits)
-        reason = reason or predictor.check(samples, rate_hz)
+        if samples is not None:
+            reason = predictor.check(samples, rate_hz)
         if samples is None or reason:
             raise gradio.Error(f"This recording cannot be used: {reason}", duration=None, print_exception=False)
         return answer_of(predictor, samples, rate_hz)
@@ -99,14 +101,8 @@ def build(predictor: Predictor, limits: Limits) -> Any:
             with gradio.Column():
                 picture = gradio.Plot(show_label=False, elem_id="picture")
                 note = gradio.Markdown(elem_id="note")
-        clip.change(
-            answer,
-            clip,
-            [label, members, picture, note],
-            api_name="predict",
-            show_progress="minimal",
-            concurrency_limit=4,
-        )
+        shown = [label, members, picture, note]
+        clip.change(answer, clip, shown, api_name="predict", show_progress="minimal", concurrency_limit=_AT_A_TIME)
     return page
 
 

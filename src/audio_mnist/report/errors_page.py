@@ -20,9 +20,11 @@ from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.data.tables import safe
 from audio_mnist.features import FrontEnd
 from audio_mnist.report import plots
+from audio_mnist.scoring import label_errors as scoring
 from audio_mnist.scoring.intervals import score
 
 MOST_CLIPS = 60  # per section of the page, the worst first
+MOST_SUSPECTS = 20  # suspect labels per section of the page
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -98,10 +100,29 @@ def tables(corpus: PreparedCorpus, answers: Answers) -> dict[str, pd.DataFrame]:
     return found
 
 
+def label_errors(corpus: PreparedCorpus, answers: Answers) -> pd.DataFrame:
+    """List the clips whose label may be wrong, the most suspect first.
+
+    Returns:
+        Columns rank, clip_id, label, suggested (the ensemble's first choice), quality (0 to 1, of the label) and
+        suspect (by confident learning; the others are clips that the ensemble got wrong).
+    """
+    truth = corpus.targets()[answers.rows]
+    doubted = scoring.suspects(answers.joint, truth)
+    quality, first = scoring.quality(answers.joint, truth), answers.joint.argmax(axis=1)
+    listed = np.flatnonzero(doubted | (first != truth))
+    listed = listed[np.lexsort((quality[listed], ~doubted[listed]))]
+    table = corpus.manifest.iloc[answers.rows[listed]][["clip_id", "label"]].reset_index(drop=True)
+    table.insert(0, "rank", np.arange(1, len(listed) + 1))
+    table["suggested"] = np.asarray(corpus.class_names)[first[listed]]
+    table["quality"], table["suspect"] = quality[listed], np.where(doubted[listed], "yes", "no")
+    return table
+
+
 def write(
     folder: Path, corpus: PreparedCorpus, sections: list[Answers], configs: Mapping[str, dict], title: str
 ) -> list[Path]:
-    """Write `errors.html` and the first section's tables as csv; return their paths.
+    """Write `errors.html`, and the first section's tables and suspect labels as csv; return their paths.
 
     Args:
         folder: target folder.
@@ -117,6 +138,8 @@ def write(
     for heading, table in tables(corpus, sections[0]).items():
         paths.append(folder / (heading.split(" (")[0].replace(" ", "_") + ".csv"))
         safe(table.astype({table.columns[0]: str})).to_csv(paths[-1], index=False, float_format="%.6g")
+    paths.append(folder / "label_errors.csv")
+    safe(label_errors(corpus, sections[0])).to_csv(paths[-1], index=False, float_format="%.4f")
     return paths
 
 
@@ -142,11 +165,31 @@ def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, F
                 f"<details{' open' if heading == 'by class' else ''}><summary>{heading}</summary>{shown}</details>"
             )
         parts.append("</div>")
+        parts.append(_label_errors(corpus, answers))
         if len(worst) > MOST_CLIPS:
             parts.append(f"<p>The {MOST_CLIPS} clips with the lowest probability of the true class:</p>")
         parts += [_clip(corpus, answers, number, fronts) for number in worst[:MOST_CLIPS].tolist()]
     template = Template(PAGE.read_text(encoding="utf-8"))
     return template.substitute(title=html.escape(title), body="\n".join(parts))
+
+
+def _label_errors(corpus: PreparedCorpus, answers: Answers) -> str:
+    """Show the most suspect labels with their sounds; "" where there is none."""
+    table = label_errors(corpus, answers)
+    doubted = table[table["suspect"] == "yes"].head(MOST_SUSPECTS)
+    if doubted.empty:
+        return ""
+    row_of = dict(zip(corpus.manifest["clip_id"].iloc[answers.rows], answers.rows.tolist(), strict=True))
+    rows = []
+    for clip in doubted.itertuples():
+        wav = _wav(np.array(corpus.store.clip(row_of[clip.clip_id])), corpus.store.sample_rate_hz)
+        texts = [html.escape(str(text)) for text in (clip.clip_id, clip.label, clip.suggested)]
+        player = f"<audio controls preload='none' src='data:audio/wav;base64,{wav}'></audio>"
+        rows.append(f"<tr><td>{'</td><td>'.join(texts)}</td><td>{clip.quality:.3f}</td><td>{player}</td></tr>")
+    head = "<tr><th>clip</th><th>label</th><th>suggested</th><th>quality</th><th></th></tr>"
+    count = int((table["suspect"] == "yes").sum())
+    summary = f"<summary>suspect labels: {count}, the {len(doubted)} most suspect</summary>"
+    return f"<details>{summary}<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></details>"
 
 
 def _clip(corpus: PreparedCorpus, answers: Answers, number: int, fronts: Mapping[str, FrontEnd]) -> str:

@@ -1,5 +1,8 @@
 """Arrays, clips and features -> matplotlib figures, without a display."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,8 +12,24 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from audio_mnist.features import FrontEnd, title_of
 from audio_mnist.scoring.calibration import Reliability
+from audio_mnist.scoring.curve import Curve
 
 COLOURS = "magma"
+
+
+class LearningCurve(Protocol):
+    """A learning curve to draw: `sweeps.learning_curve.Learned`."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def sizes(self) -> np.ndarray: ...
+    @property
+    def accuracies(self) -> np.ndarray: ...
+    @property
+    def fitted(self) -> Curve: ...
+    @property
+    def sentence(self) -> str: ...
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str) -> Figure:
@@ -55,6 +74,31 @@ def reliability(before: Reliability, after: Reliability, title: str) -> Figure:
         lower.set_yscale("symlog")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("clips")
+    return figure
+
+
+def learning_curves(learned: Sequence[LearningCurve]) -> Figure:
+    """Draw error rates by the size of the training set, each with its fitted curve and band to twice the size.
+
+    Args:
+        learned: one per unit that sizes are counted in.
+    """
+    figure = Figure(figsize=(5.2 * len(learned), 4.2), layout="constrained")
+    for axis, one in zip(figure.subplots(1, len(learned), squeeze=False, sharey=True)[0], learned, strict=True):
+        sizes = np.geomspace(one.sizes.min(), 2 * one.sizes.max(), 100)
+        error, low, high = (100 * part for part in one.fitted.errors(sizes))
+        axis.fill_between(sizes, low, high, color="#9ecae1", alpha=0.5, label="95% band")
+        axis.plot(sizes, error, color="#08519c", label="fitted power law")
+        axis.plot(one.sizes, 100 * (1 - one.accuracies), "o", color="#08519c", label="out of fold")
+        axis.axvline(one.sizes.max(), color="0.6", linewidth=1, linestyle="--")
+        axis.set(xscale="log", yscale="log", xlabel=f"training {one.unit}", title=one.sentence)
+        for which in (axis.xaxis, axis.yaxis):
+            which.set_major_formatter("{x:g}")
+            which.set_minor_formatter("{x:g}")
+        axis.tick_params(which="minor", labelsize="x-small")
+        axis.title.set_fontsize("small")
+    figure.axes[0].set_ylabel("error rate (%)")
+    figure.axes[0].legend()
     return figure
 
 

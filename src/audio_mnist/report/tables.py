@@ -95,8 +95,8 @@ def paired_line(first: str, second: str, result: Paired) -> str:
     over = f" over {result.speakers} speakers" if result.speakers else ""
     return (
         f"{first} minus {second}, paired on {result.n} recordings{over}: {100 * result.difference:+.2f} points "
-        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p_value:.2g}); only one right: "
-        f"{first} {result.only_first}, {second} {result.only_second}"
+        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p_value:.2g}); "
+        f"only one right: {first} {result.only_first}, {second} {result.only_second}"
     )
 
 
@@ -104,11 +104,11 @@ def speakers_line(speakers: int) -> str:
     """Explain a wide interval where speakers are few, "" where they are not.
 
     >>> speakers_line(6)
-    'Only 6 speakers are scored. The intervals are wide for that reason: they hold for other speakers too.\\n'
+    'Only 6 speakers are scored, so the intervals are wide: they hold for other speakers too.\\n'
     """
     if not 0 < speakers < FEW:
         return ""
-    return f"Only {speakers} speakers are scored. The intervals are wide for that reason: they hold for other speakers too.\n"
+    return f"Only {speakers} speakers are scored, so the intervals are wide: they hold for other speakers too.\n"
 
 
 def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:

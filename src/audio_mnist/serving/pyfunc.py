@@ -9,7 +9,7 @@ a probability `p:CLASS` per class.
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def _limit_requests() -> None:
         return
     stream, invocations, large = Request.stream, scoring_server.invocations, threading.Lock()
 
-    async def limited_stream(self: Request) -> AsyncIterator[bytes]:
+    async def limited_stream(self: Request) -> AsyncGenerator[bytes, None]:
         size = int(self.headers.get("content-length") or 0)
         if size <= MAX_REQUEST_BYTES:
             size = 0
@@ -145,7 +145,7 @@ def _limit_requests() -> None:
                 large.release()
 
     limited_stream.limited = True  # type: ignore[attr-defined]
-    Request.stream = limited_stream  # type: ignore[method-assign]
+    Request.stream = limited_stream  # type: ignore[method-assign,assignment]
     scoring_server.invocations = limited_invocations
 
 

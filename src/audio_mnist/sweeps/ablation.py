@@ -68,7 +68,7 @@ def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -
 
     Args:
         variants: name -> variant, "default" among them, all of the same clips.
-        group_of: clip id -> group, such as its speaker, where folds are by group; intervals are then about other groups.
+        group_of: clip id -> group, such as its speaker, where folds are by group; intervals are for other groups.
     """
     base = variants[DEFAULT]
     groups = None if group_of is None else np.array([group_of[clip] for clip in base.clips])

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from audio_mnist.data.folds import ALL
 from audio_mnist.tracking.tracker import RunRecord
 
 
@@ -19,6 +21,8 @@ class JobOutcome:
         fold: the scored fold.
         run: the tracked run, None where there is none.
         reason: why it did not finish, "" where it did.
+        subset: the share of the training clips that it was given.
+        trained_on: number of its training clips, and of their speakers.
     """
 
     overrides: str
@@ -28,6 +32,8 @@ class JobOutcome:
     fold: int
     run: RunRecord | None
     reason: str = ""
+    subset: str = ALL
+    trained_on: tuple[int, int] = (0, 0)
 
     @property
     def finished(self) -> bool:
@@ -51,7 +57,8 @@ class Outcome:
         caption: description of the table.
         notes: what a reader of the scores must know.
         ensemble: fold -> accuracy of the mean of all features, where all of them finished that fold.
-        comparison: the table of a sweep over variants, "" for others.
+        comparison: the table of a sweep over variants or subsets, "" for others.
+        figures: name -> picture.
         tracked: whether the runs are tracked.
         finished_before: jobs that were finished before the sweep began.
         seconds: duration of the sweep.
@@ -62,6 +69,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     ensemble: dict[int, float] = field(default_factory=dict)
     comparison: str = ""
+    figures: dict[str, Figure] = field(default_factory=dict)
     tracked: bool = True
     finished_before: int = 0
     seconds: float = 0.0

@@ -112,7 +112,7 @@ def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
         devices = job.settings["trainer"]["devices"]
         if devices > 1:
             raise AudioMnistError(
-                f"trainer.devices={devices} in a sweep: a run on several devices starts its one_job processes; "
+                f"trainer.devices={devices} in a sweep: a run on several devices starts its own processes; "
                 "train it without -m"
             )
         planned.append(PlannedJob(" ".join(map(without_password, one_job)), job))

@@ -5,11 +5,12 @@ import shlex
 import time
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from audio_mnist.errors import RunError
 from audio_mnist.report import tables
 from audio_mnist.scoring import mixture
-from audio_mnist.sweeps import ablation
+from audio_mnist.sweeps import ablation, learning_curve
 from audio_mnist.sweeps.outcome import JobOutcome, Outcome
 from audio_mnist.sweeps.plan import PlannedJob
 from audio_mnist.sweeps.state import ERROR_FILE, RESULT_FILE, RUNS_FILE, Sweep
@@ -40,21 +41,36 @@ def collect(sweep: Sweep, tracker: AnyTracker) -> Outcome:
             job.fold,
             run,
             "" if run is not None and run.status == "FINISHED" else _reason(sweep, number, run),
+            job.settings["subset"],
+            (len(job.split.train), job.corpus.manifest["speaker"].iloc[job.split.train].nunique()),
         )
         jobs.append(outcome)
     notes = list(sweep.notes)
     if any(job.optimistic for _, job in sweep.jobs):
         notes.append("optimistic: selection=fold chose epochs on the folds scored here")
+    comparison, figures = _compare(sweep, tracker, jobs)
     return Outcome(
         tuple(jobs),
         sweep.caption,
         tuple(notes),
-        ensemble=fold_ensemble(tracker, jobs) if len(titles) == 1 else {},
-        comparison=ablation.render(tracker, jobs, sweep.group_of) if len(titles) > 1 and tracker.keeps_runs else "",
+        ensemble=fold_ensemble(tracker, jobs) if len(titles) == 1 and not comparison else {},
+        comparison=comparison,
+        figures=figures,
         tracked=tracker.keeps_runs,
         finished_before=sum(job.key in sweep.taken_over for _, job in sweep.jobs),
         seconds=time.monotonic() - sweep.began,
     )
+
+
+def _compare(sweep: Sweep, tracker: AnyTracker, jobs: list[JobOutcome]) -> tuple[str, dict[str, Figure]]:
+    """Compare variants, or subsets of the training clips; "" and no picture for another sweep."""
+    variants, subsets = ({getattr(job, key) for job in jobs} for key in ("variant", "subset"))
+    if not tracker.keeps_runs or (len(variants) > 1 and len(subsets) > 1):
+        return "", {}
+    if len(subsets) > 1:
+        text, figure = learning_curve.render(tracker, jobs, sweep.group_of)
+        return text, {"learning_curve": figure} if figure is not None else {}
+    return (ablation.render(tracker, jobs, sweep.group_of) if len(variants) > 1 else ""), {}
 
 
 def _titles(jobs: list[PlannedJob], variant: str) -> dict[str, str]:
@@ -190,6 +206,8 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
     parent.log_text(runs, RUNS_FILE)
     parent.log_text(text + "\n", "table.txt")
     parent.note("```\n" + table_text(outcome) + "```")
+    for name, figure in outcome.figures.items():
+        parent.log_figure(figure, f"figures/{name}.png")
     ids = outcome.run_ids
     if 0 < len(ids) <= _COMPARED and isinstance(tracker, Tracker):
         parent.head_note(f"[The {len(ids)} finished runs, compared]({pages.comparison_page(tracker, ids)})")
@@ -199,5 +217,8 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
     sweep.lock.close()
     try:
         (sweep.folder / RUNS_FILE).write_text(runs, encoding="utf-8")
+        for name, figure in outcome.figures.items():
+            figure.savefig(sweep.folder / f"{name}.png", dpi=150)
+            print(f"picture: {sweep.folder / f'{name}.png'}", flush=True)
     except OSError as error:
         raise RunError(f"{sweep.folder / RUNS_FILE}: cannot be written ({error.strerror or error})") from None

@@ -222,8 +222,8 @@ def predict_together(
     if not np.isfinite(p).all():
         clip = int(indices[np.argwhere(~np.isfinite(p))[0][1]])
         raise RunError(
-            f"the net has no finite probability for clip {clip} (counted from 0): its samples, or the net's weights, are "
-            "too large; look at that recording, or train again"
+            f"the net has no finite probability for clip {clip} (counted from 0): its samples or the net's weights "
+            "are too large; look at that recording, or train again"
         )
     return p
 

@@ -119,5 +119,5 @@ def plan(
     load_modules(settings["modules"])
     corpus = prepare(settings["data"])
     folds = assign(corpus.manifest, **settings["folds"])
-    chosen = {name: settings[name] for name in ("fold", "selection", "inner_folds")}
+    chosen = {name: settings[name] for name in ("fold", "selection", "inner_folds", "subset")}
     return Job(settings, corpus, folds, split_clips(corpus.manifest, folds, **chosen))

@@ -146,11 +146,11 @@ def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Co
 
 
 def _check_writable(manifest: pd.DataFrame) -> None:
-    for clip in manifest.itertuples():
+    for path, text in zip(manifest["path"], manifest.sum(axis=1), strict=True):
         try:
-            "".join((clip.clip_id, clip.path, clip.label, clip.speaker)).encode()
+            text.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{clip.path!a}: the name is not valid UTF-8; rename the file or folder") from None
+            raise DataError(f"{path!a}: the name is not valid UTF-8; rename the file or folder") from None
 
 
 def _check_similar(manifest: pd.DataFrame, similar_speakers: bool) -> None:
