@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import classification_report
 
@@ -13,6 +14,8 @@ from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.report import errors_page
 from audio_mnist.report.errors_page import Answers
 from tests.conftest import Browser, composed
+
+LISTED = ["label_errors.csv"]
 
 
 @pytest.fixture
@@ -69,9 +72,19 @@ def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: Prepared
     configs = {name: to_plain(composed("data=folder", "data.root=x", f"feature={name}")) for name in ("mel", "mfcc")}
     configs["mel again"] = configs["mel"]
     paths = errors_page.write(tmp_path, corpus, [answers(corpus, [2, 7, 20])], configs, "tones <b>& more</b>")
-    assert [path.name for path in paths] == ["errors.html", "by_class.csv", "by_speaker.csv", "by_duration.csv"]
+    assert [path.name for path in paths] == [
+        "errors.html",
+        "by_class.csv",
+        "by_speaker.csv",
+        "by_duration.csv",
+        *LISTED,
+    ]
     text = paths[0].read_text()
-    assert text.count("<audio ") == 3 and text.count("<img ") == 6
+    assert text.count("<section>") == 3 and text.count("<img ") == 6
+    listed = pd.read_csv(paths[-1])
+    assert sorted(listed["clip_id"]) == sorted(corpus.manifest["clip_id"].iloc[[2, 7, 20]])
+    assert listed["rank"].tolist() == [1, 2, 3] and (listed["label"] != listed["suggested"]).all()
+    assert text.count("<audio ") == 3 + (listed["suspect"] == "yes").sum()
     assert "tones &lt;b&gt;&amp; more" in text and "<b>& more" not in text
     assert "3 of 24 clips wrong" in text
     for row in (2, 7, 20):
@@ -86,9 +99,10 @@ def test_page_shows_the_worst_first_and_not_too_many(corpus: PreparedCorpus, mon
     truth = corpus.targets()
     given.joint[7, truth[7]], given.joint[20, truth[20]] = 0.01, 0.05
     text = errors_page.page(corpus, [given], {}, "tones")
-    shown = [text.find(html.escape(corpus.manifest["clip_id"][row])) for row in (7, 20, 2)]
+    sections = text[text.index("<section>") :]
+    shown = [sections.find(html.escape(corpus.manifest["clip_id"][row])) for row in (7, 20, 2)]
     assert 0 < shown[0] < shown[1] and shown[2] == -1
-    assert "3 of 24 clips wrong" in text and text.count("<audio ") == 2
+    assert "3 of 24 clips wrong" in text and text.count("<section>") == 2
 
 
 def test_page_opens_in_a_browser(corpus: PreparedCorpus, tmp_path: Path, browser: Browser) -> None:

@@ -18,14 +18,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-import soundfile
 from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from audio_mnist.config import fingerprint
 from audio_mnist.data.copies import first_copies
-from audio_mnist.data.decode import Limits, Written, digest, write_clip, write_clips
+from audio_mnist.data.decode import Limits, Written, digest, read_header, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import DataError
 from audio_mnist.system import processes
@@ -211,12 +210,9 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
 def _most_common_rate(paths: list[str]) -> int:
     rates: dict[int, int] = {}
     for path in paths:
-        try:
-            with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
-                rate = file.samplerate
-        except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
-            continue  # decoding reports it with its reason
-        rates[rate] = rates.get(rate, 0) + 1
+        header = read_header(path)
+        if header is not None:  # else decoding reports it with its reason
+            rates[header.rate_hz] = rates.get(header.rate_hz, 0) + 1
     return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else 16_000
 
 

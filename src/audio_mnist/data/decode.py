@@ -75,6 +75,27 @@ def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
     return samples, native_hz, ""
 
 
+class Header(NamedTuple):
+    """Facts that a recording's header gives.
+
+    Attributes:
+        frames: samples of one channel, as the header has them.
+        rate_hz: sample rate.
+    """
+
+    frames: int
+    rate_hz: int
+
+
+def read_header(path: str) -> Header | None:
+    """Read a recording's header, None where there is none that libsndfile reads."""
+    try:
+        with _File(path) as opened, soundfile.SoundFile(opened) as file:
+            return Header(file.frames, file.samplerate)
+    except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
+        return None
+
+
 def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
     """Decode all recordings of a folder, at any depth, in the order of their names.
 

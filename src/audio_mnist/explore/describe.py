@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import soundfile
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from audio_mnist import features
 from audio_mnist.augment import Augmenter
+from audio_mnist.data.decode import read_header
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.errors import ConfigError
 from audio_mnist.report import plots, tables
@@ -31,7 +31,8 @@ def describe(corpus: PreparedCorpus) -> pd.DataFrame:
         clip).
     """
     table = corpus.manifest.copy()
-    table["native_hz"] = [soundfile.info(path).samplerate for path in table["path"]]
+    headers = map(read_header, table["path"])
+    table["native_hz"] = [0 if header is None else header.rate_hz for header in headers]
     peaks, clipped = [], []
     for row in range(len(table)):
         loud = np.abs(corpus.store.clip(row))

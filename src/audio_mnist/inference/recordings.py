@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from audio_mnist.data.decode import MIN_CLIP_S, STILL, Limits, decode, recordings_in
+from audio_mnist.data.decode import MIN_CLIP_S, STILL, Limits, decode, read_header, recordings_in
 from audio_mnist.data.tables import read_table
 from audio_mnist.errors import DataError
 from audio_mnist.system.paths import inside
@@ -163,8 +162,5 @@ def _decoded(paths: list[str], limits: Limits) -> Iterator[tuple[str, tuple]]:
 
 def _decoded_bytes(path: str) -> int:
     """Return the size of a recording's float32 samples, 0 where it cannot be read."""
-    try:
-        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
-            return 4 * max(0, file.frames)
-    except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
-        return 0
+    header = read_header(path)
+    return 0 if header is None else 4 * max(0, header.frames)

@@ -121,10 +121,10 @@ def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Co
         DataError: a clip is listed twice, a file's name cannot be written, a training label is missing, a class cannot
             be learnt, or names are almost equal.
     """
+    _check_writable(clips)
     manifest = pd.DataFrame(clips, columns=list(Clip._fields)).astype(str)
     for column in ("label", "speaker"):
         manifest[column] = manifest[column].map(lambda text: unicodedata.normalize("NFC", text).strip())
-    _check_writable(manifest)
     manifest = manifest.sort_values("clip_id", kind="stable", ignore_index=True)
     repeated = manifest["clip_id"][manifest["clip_id"].duplicated()]
     if len(repeated):
@@ -145,12 +145,12 @@ def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Co
     return Corpus(name, manifest, names)
 
 
-def _check_writable(manifest: pd.DataFrame) -> None:
-    for path, text in zip(manifest["path"], manifest.sum(axis=1), strict=True):
+def _check_writable(clips: list[Clip]) -> None:
+    for clip in clips:
         try:
-            text.encode()
+            "".join(map(str, clip)).encode()
         except UnicodeEncodeError:
-            raise DataError(f"{path!a}: the name is not valid UTF-8; rename the file or folder") from None
+            raise DataError(f"{clip.path!a}: the name is not valid UTF-8; rename the file or folder") from None
 
 
 def _check_similar(manifest: pd.DataFrame, similar_speakers: bool) -> None:
@@ -178,7 +178,7 @@ def similar(names: Iterable[str]) -> list[str]:
         key = re.sub(r"(?<![\d.])0+(?=\d)", "", key)  # leading zeros
         key = re.sub(r"^(\d+)\.0*$", r"\1", key)
         groups.setdefault(key, []).append(name)
-    return [", ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
+    return [", ".join(map(ascii, sorted(group))) for group in groups.values() if len(group) > 1]
 
 
 def sort_labels(labels: Iterable[Any]) -> tuple[str, ...]:
