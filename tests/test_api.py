@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,10 @@ def test_sweep_stopped_by_ctrl_c_is_closed(tmp_path: Path) -> None:
     options = [*OPTIONS[:3], "trainer.batch_size=4", "fold=0,1", "hydra/launcher=basic", "resume_every_s=0"]
     code = f"import audio_mnist; audio_mnist.sweep({[*options, 'trainer.max_epochs=4000', 'trainer.max_steps=null']})"
     command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=default
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,14 @@ def write_noises(folder: Path, clips: int, rate_hz: int = 8000, seed: int = 0) -
     for number, samples in enumerate(noise(seed, clips, rate_hz=rate_hz)):
         soundfile.write(folder / f"{seed}_{number}.wav", samples, rate_hz, subtype="PCM_16")
     return [f"{seed}_{number}.wav" for number in range(clips)]
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """The runs of a sweep silence two loggers of their process; other tests need them."""
+    yield
+    for name in ("audio_mnist.data.build_store", "audio_mnist.data.corpora"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 # --- scores

@@ -22,6 +22,7 @@ from audio_mnist.inference import demo
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.schema import validate_demo
 from tests.conftest import PROJECT, Browser, Trained, composed, run_command
+from tests.test_attacks import many_channels
 
 pytestmark = pytest.mark.slow
 
@@ -174,3 +175,16 @@ def test_taken_port_and_unknown_model_are_one_clear_error(trained: Trained, addr
     assert "Traceback" not in done.stderr
     done = run_command(tmp_path, "demo.py", f"tracking.uri={trained.uri}", "model=nobody", traced=False)
     assert done.returncode == 1 and done.stderr.startswith("error: model=nobody: neither a run nor a registered model")
+
+
+def test_a_small_file_that_decodes_to_gigabytes_is_refused_while_others_are_answered(
+    trained: Trained, browser: Browser, tmp_path: Path
+) -> None:
+    """The FLAC of eight channels at 655,350 Hz, and a good clip in another tab at the same time."""
+    heavy = many_channels(tmp_path / "heavy.flac")
+    with serving(trained, tmp_path) as where, browser.open(where) as first, browser.open(where) as second:
+        first.set_input_files("#clip input[type=file]", heavy)
+        second.set_input_files("#clip input[type=file]", trained.test[0])
+        second.wait_for_selector("#picture img")
+        first.wait_for_selector(".toast-body")
+        assert "sample rate 655350 Hz, expected 1000 to 384000" in first.inner_text(".toast-body")

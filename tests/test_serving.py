@@ -282,3 +282,26 @@ def test_ensemble_command_registers_and_says_how_to_serve(trained: Trained, tmp_
     assert "registered: said version 1, alias champion" in done.stdout
     assert f"MLFLOW_TRACKING_URI={trained.uri} mlflow models serve -m models:/said@champion" in done.stdout
     assert load_predictor(trained.tracker, "said").class_names == ["high", "low", "mid"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"dataframe_records": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+        (b'{"dataframe_records": [{"waveform": [' + b"9" * 5000 + b'], "sample_rate_hz": 8000}]}', 400),
+        (b'{"dataframe_records": [{"waveform": [' + b"0.125, " * 12_000_000 + b'1], "sample_rate_hz": 8000}]}', 413),
+    ],
+)
+def test_server_refuses_deep_long_and_large_requests(server: str, body: bytes, status: int) -> None:
+    """Nested a hundred thousand deep, a number of 5,000 digits, 84 MB; others are answered as before."""
+    request = urllib.request.Request(server, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = answer.status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    except (ConnectionError, urllib.error.URLError):  # the server closed while the body was still sent
+        found = 413
+    assert found == status
+    assert post(server, {"dataframe_records": [{"waveform": [0.1, -0.1] * 400, "sample_rate_hz": 8000}]})[0] == 200

@@ -239,6 +239,8 @@ def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(encoded) as file:
             frames, native_hz = file.frames, file.samplerate
+            if not RATES_HZ[0] <= native_hz <= RATES_HZ[1]:
+                raise _UnusableError(f"sample rate {native_hz} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}")
             if frames > limits.max_s * native_hz:  # before anything is decoded
                 raise _UnusableError(_too_long(frames / native_hz, limits))
             if frames > MAX_FRAMES or frames * file.channels > MAX_VALUES:
