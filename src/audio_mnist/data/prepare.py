@@ -60,8 +60,8 @@ def prepare(data: dict[str, Any]) -> PreparedCorpus:
         limits=Limits(data["min_clip_s"], data["max_clip_s"]),
         on_bad_clip=data["on_bad_clip"],
         cache_dir=Path(data["cache_dir"]),
-        copies=data["copies"],
-        verify=data["verify_store"],
+        copies=data.get("copies", "sound"),  # runs of earlier versions lack these keys
+        verify=data.get("verify_store", False),
     )
     is_train = manifest["split"] == "train"
     lost = set(corpus.class_names) - set(manifest.loc[is_train, "label"])
