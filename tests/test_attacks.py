@@ -22,7 +22,7 @@ from audio_mnist.config import to_plain
 from audio_mnist.data.decode import MIN_CLIP_S, PEAK, RATES_HZ, STILL, Limits, decode
 from audio_mnist.data.folds import EXCLUDED, assign_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
-from audio_mnist.errors import DataError
+from audio_mnist.errors import DataError, RunError
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predict import predict
 from audio_mnist.serving import pyfunc
@@ -96,6 +96,8 @@ def test_test_clips_do_not_choose_the_sample_rate(tmp_path: Path) -> None:
     rows = [(name, "xy"[i % 2], "", "train") for i, name in enumerate(write_noises(tmp_path, 4, 8000))]
     rows += [(name, "xy"[i % 2], "", "test") for i, name in enumerate(write_noises(tmp_path, 9, 16_000, seed=1))]
     assert corpus_of(tmp_path, rows).store.sample_rate_hz == 8000
+    turned = [(*row[:3], "test" if row[3] == "train" else "train") for row in rows]
+    assert corpus_of(tmp_path, turned).store.sample_rate_hz == 16_000  # not the other split's store
 
 
 # --- leaks
@@ -150,7 +152,7 @@ def test_takes_of_one_word_by_one_voice_are_not_copies(real_data: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "names", [("Anna", "anna"), ("Jos\u00e9 ", "Jos\u00e9\u200b"), ("s01", "s1"), ("an na", "an  na")]
+    "names", [("Anna", "anna"), ("Jos\u00e9 ", "Jos\u00e9\u200b"), ("s01", "s1"), ("an na", "an\tna")]
 )
 def test_almost_equal_speakers_stop_the_run_unless_a_key_allows_them(tmp_path: Path, names: tuple[str, str]) -> None:
     """Case, invisible characters, zeros, spaces; both names are in the message."""
@@ -233,6 +235,21 @@ def test_a_silent_window_gets_no_label(trained: Trained, tmp_path: Path) -> None
     table = pd.read_csv(tmp_path / "w.csv", keep_default_na=False)
     assert table["label"].iloc[0] != "" and table["label"].iloc[1:].tolist() == ["", ""]
     assert predict(trained.config(tmp_path / "middle.wav", tmp_path / "m.csv")) == 1
+
+
+def test_windows_further_apart_than_they_are_long_end_with_the_recording(trained: Trained, tmp_path: Path) -> None:
+    """hop_s above window_s: no window starts at the end of the recording."""
+    soundfile.write(tmp_path / "a.wav", noise(0, seconds=1.0)[0], 8000)
+    assert predict(trained.config(tmp_path / "a.wav", tmp_path / "p.csv", "window_s=0.2", "hop_s=0.5")) == 0
+    assert pd.read_csv(tmp_path / "p.csv")["start_s"].tolist() == [0.0, 0.5]
+
+
+def test_a_clip_of_two_samples_has_a_place_among_copies(tmp_path: Path) -> None:
+    """Nothing is left of it at the rate of the comparison; data.min_clip_s=0 allows it."""
+    soundfile.write(tmp_path / "short.wav", np.array([0.1, -0.1]), 48_000)
+    names = write_noises(tmp_path, 3, 48_000)
+    rows = [("short.wav", "x", "", ""), *[(name, "y", "", "") for name in names]]
+    assert len(corpus_of(tmp_path, rows, "data.min_clip_s=0").manifest) == 4
 
 
 @pytest.mark.parametrize(
@@ -375,19 +392,37 @@ def test_a_store_whose_samples_changed_is_built_again(
 def test_a_finished_run_without_its_checkpoint_is_trained_again(
     tone_config: Callable[..., DictConfig], tmp_path: Path, harm: str
 ) -> None:
-    """The sweep that finds it trains it again under its old id, with the same result."""
+    """The sweep that finds it trains another in its place, with the same result; the old one is FAILED."""
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     first = train(tone_config(), sweep_dir=sweep)
-    path = next((tmp_path / "mlruns").rglob(BEST_CHECKPOINT.split("/")[-1]))
+    path = next(p for p in (tmp_path / "mlruns").rglob(BEST_CHECKPOINT.split("/")[-1]) if first.run_id in str(p))
     kept = path.read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(kept[:-1] + b"x")
     again = train(tone_config(), sweep_dir=sweep)
-    assert again.metrics == first.metrics and path.read_bytes() == kept
+    assert again.metrics == first.metrics and again.run_id != first.run_id
+    with tracker.artifact(again.run_id, BEST_CHECKPOINT) as made:
+        assert made.read_bytes() == kept
     finished = [run.id for run in tracker.search(kind="train") if run.status == "FINISHED"]
     assert finished == [again.run_id]
     assert train(tone_config(), sweep_dir=sweep).run_id == again.run_id  # and now it is usable
+
+
+def test_runs_whose_artifact_folder_is_away_stay_finished(
+    tone_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """A disk that is not mounted is an error, and its runs are finished when it is back."""
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
+    (tmp_path / "sweep").mkdir()
+    first = train(tone_config(), sweep_dir=tmp_path / "sweep")
+    folder = tmp_path / "mlruns" / "artifacts"
+    folder.rename(tmp_path / "away")
+    with pytest.raises(RunError, match="cannot be read"):
+        train(tone_config(), sweep_dir=tmp_path / "sweep")
+    (tmp_path / "away").rename(folder)
+    assert [run.status for run in tracker.search(kind="train")] == ["FINISHED"]
+    assert train(tone_config(), sweep_dir=tmp_path / "sweep").run_id == first.run_id
 
 
 @pytest.mark.slow

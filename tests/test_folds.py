@@ -131,6 +131,13 @@ def test_copies_of_a_clip_are_predicted_in_the_test_split_and_trained_on_but_sco
     assert {12, 15, 18} <= set(other.train)
 
 
+def test_of_a_test_recording_the_labelled_copy_is_scored() -> None:
+    """An unlabelled copy that sorts before it does not take its place."""
+    table = manifest(test=9)
+    table.loc[[0, 3], "recording"], table.loc[0, "label"] = "clip0", ""
+    assert assign_folds(table, count=3, group="none", seed=0).scored[[0, 3]].tolist() == [False, True]
+
+
 def test_very_unequal_folds_get_a_note_with_their_sizes() -> None:
     """One speaker with most clips fills one fold; equal speakers get no note."""
     table = manifest(clips=300, speakers=6)

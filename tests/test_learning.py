@@ -10,7 +10,8 @@ import pytest
 
 from audio_mnist.data.folds import assign_folds, split_clips
 from audio_mnist.errors import ConfigError
-from audio_mnist.scoring import curve, label_errors
+from audio_mnist.scoring import curve, intervals, label_errors
+from audio_mnist.sweeps.ablation import Variant, groups_of
 from tests.conftest import run_command, write_tones
 from tests.test_folds import manifest
 
@@ -21,6 +22,12 @@ def test_suspects_follow_the_confident_joint_by_hand() -> None:
     labels = np.array([0, 0, 1, 0, 1, 1])  # means: class 0 (0.8 + 0.4 + 0.35) / 3, class 1 (0.7 + 0.9 + 0.4) / 3
     np.testing.assert_array_equal(label_errors.suspects(p, labels), [False, False, False, False, False, True])
     np.testing.assert_allclose(label_errors.quality(p, labels), [0.8, 0.4, 0.7, 0.35, 0.9, 0.4])
+
+
+def test_a_label_that_is_the_first_choice_is_not_suspect() -> None:
+    """Class 1 has a low mean, so the nets seem confident of it; the first choice is the label all the same."""
+    p = np.array([[0.97, 0.03], [0.96, 0.04], [0.6, 0.4], [0.65, 0.35], [0.75, 0.25]])
+    assert label_errors.suspects(p, np.array([0, 0, 0, 1, 1])).tolist()[2] is False
 
 
 def test_suspects_find_drawn_label_errors() -> None:
@@ -34,6 +41,7 @@ def test_suspects_find_drawn_label_errors() -> None:
     labels[changed] = (labels[changed] + rng.integers(1, 5, 40)) % 5
     ranked = np.argsort(label_errors.quality(p, labels))
     assert np.isin(ranked[:40], changed).mean() >= 0.9
+    assert not (label_errors.suspects(p, labels) & (p.argmax(axis=1) == labels)).any()
     doubted = label_errors.suspects(p, labels)  # cautious: most that it names are wrong, and it names more than half
     assert np.isin(np.flatnonzero(doubted), changed).mean() >= 0.9 and doubted[changed].mean() >= 0.6
 
@@ -101,6 +109,24 @@ def test_curve_without_errors_is_finite() -> None:
     """A perfect score at every size promises little."""
     found = curve.fit(np.array([10.0, 20.0]), np.zeros((6, 2)), np.full(6, 20.0))
     assert np.isfinite(found.gain(20)).all() and abs(found.gain(20)[0]) < 0.01
+
+
+def test_gain_stays_within_what_accuracy_can_gain() -> None:
+    """Few clips and an early curve: never beyond 100 points."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        wrong = (rng.random((8, 2)) * 20).round()
+        gain = curve.fit(np.array([200.0, 400.0]), wrong, np.full(8, 20.0)).gain(400)
+        assert np.isfinite(gain).all() and max(map(abs, gain)) <= 1
+
+
+def test_one_scored_speaker_has_intervals_of_independent_recordings() -> None:
+    """A sweep of one fold of leave-one-speaker-out: no interval of width zero, none that is not a number."""
+    variant = Variant({}, np.ones(4, dtype=bool), np.zeros(4), tuple("abcd"))
+    assert groups_of(variant, dict.fromkeys("abcd", "anna")) is None
+    assert groups_of(variant, {"a": "x", "b": "x", "c": "y", "d": "y"}) is not None
+    mean, low, high = intervals.mean_difference(np.arange(4.0), np.zeros(4), np.zeros(4))
+    assert low < mean < high
 
 
 def test_learning_curve_command(tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def build_store(
         DataError: clips are unusable, copies have different labels, or the store cannot be written.
     """
     stats = [_stat(path) for path in manifest["path"]]
-    settings = [VERSION, sample_rate_hz, limits.min_s, limits.max_s]
+    settings: list[object] = [VERSION, sample_rate_hz, limits.min_s, limits.max_s]
+    if sample_rate_hz is None:  # the split then decides the rate
+        settings.append(manifest["split"].tolist())
     key = fingerprint([settings, list(zip(manifest["clip_id"], manifest["path"], stats, strict=True))])
     folder = cache_dir / f"waveforms-{key}"
     try:

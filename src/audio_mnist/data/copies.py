@@ -95,7 +95,10 @@ def _flat(spectrum: np.ndarray) -> np.ndarray:
 
 
 def _reduced(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    return samples if rate_hz <= RATE_HZ else soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
+    if rate_hz <= RATE_HZ:
+        return samples
+    resampled = soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
+    return resampled if len(resampled) else samples[:1]  # a clip of a few samples
 
 
 def _near(spectra: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -106,7 +106,8 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int) -
     _check_classes(dealt, numbers, count)
     fold_of[dealt.index.to_numpy()] = numbers
     used, scored = table[~excluded], np.zeros(len(manifest), dtype=bool)
-    scored[used.index.to_numpy()] = ~used["recording"].duplicated().to_numpy()
+    labelled_first = used.assign(unknown=used["label"] == "").sort_values("unknown", kind="stable")
+    scored[labelled_first.index.to_numpy()] = ~labelled_first["recording"].duplicated().to_numpy()
     if not by_speaker:
         notes += _notes_on_speakers(table, dealt)
     notes += _notes_on_sizes(numbers[scored[dealt.index.to_numpy()]], count)

@@ -112,7 +112,8 @@ def windows(paths: list[str], cut: Cut, unreadable: dict[str, str], used_s: floa
             continue
         length = round(cut.window_s * rate_hz)
         hop = max(1, round((cut.hop_s or cut.window_s / 2) * rate_hz))
-        starts = range(0, max(1, len(samples) - length + hop), hop)  # the last may reach over the end
+        # the last may reach over the end, but none starts there
+        starts = range(0, max(1, min(len(samples), len(samples) - length + hop)), hop)
         for start in starts:
             yield Window(path, samples[start : start + length], rate_hz, start / rate_hz, start == starts[-1])
 

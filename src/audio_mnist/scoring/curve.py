@@ -28,18 +28,19 @@ class Curve:
         logs = np.log(sizes)
         fitted, without = self.level - self.slope * logs, self.left_out[:, :1] - self.left_out[:, 1:] * logs
         reach = _reach(without)
-        error, low, high = (np.minimum(1, np.exp(fitted + shift)) for shift in (0, -reach, reach))
+        error, low, high = (np.exp(np.minimum(0, fitted + shift)) for shift in (0, -reach, reach))
         return error, low, high
 
     def gain(self, size: float) -> tuple[float, float, float]:
         """Return how much accuracy twice `size` would bring, with both ends of its 95% interval."""
 
         def of(parameters: np.ndarray) -> np.ndarray:
-            error = np.exp(parameters[:, 0] - parameters[:, 1] * np.log(size))
-            return error * (1 - 2.0 ** -parameters[:, 1])
+            logs = np.log([size, 2 * size])
+            errors = np.exp(np.minimum(0, parameters[:, :1] - parameters[:, 1:] * logs))  # at most 1
+            return errors[:, 0] - errors[:, 1]
 
         gain, reach = float(of(np.array([[self.level, self.slope]]))[0]), float(_reach(of(self.left_out)[:, None])[0])
-        return gain, gain - reach, gain + reach
+        return gain, max(-1.0, gain - reach), min(1.0, gain + reach)
 
 
 def fit(sizes: np.ndarray, wrong: np.ndarray, clips: np.ndarray) -> Curve:

@@ -133,7 +133,9 @@ def mean_difference(
     (1.0, 1.0, 1.0)
     """
     values = first - second
-    sums, clips = _sums(values, np.arange(len(values)) if speakers is None else speakers)
+    sums, clips = _sums(values, speakers)
+    if len(clips) < 2:  # nothing to learn about other speakers
+        sums, clips = _sums(values, np.arange(len(values)))
     mean = float(values.mean())
     if len(clips) < 2:
         return mean, mean, mean

@@ -27,7 +27,8 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Tell which of (n,) labels are suspect: the nets are confident of another class.
 
     They are confident of a class where its probability is at least the mean that
-    clips with that label have. Of several such classes the most probable counts.
+    clips with that label have. Of several such classes the most probable counts. A
+    label that is the most probable class is never suspect.
 
     Args:
         probabilities: (n, C), each clip by nets that did not train on it.
@@ -44,4 +45,5 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         means[number] = probabilities[labels == number, number].mean()
     confident = np.where(probabilities >= means, probabilities, -np.inf)
     found = np.isfinite(confident).any(axis=1)
-    return found & ~own[np.arange(len(labels)), confident.argmax(axis=1)]
+    other = ~own[np.arange(len(labels)), confident.argmax(axis=1)]
+    return found & other & (probabilities.argmax(axis=1) != labels)

@@ -63,6 +63,12 @@ def read(tracker: AnyTracker, jobs: Sequence[JobOutcome]) -> Variant | None:
     )
 
 
+def groups_of(variant: Variant, group_of: Mapping[str, str] | None) -> np.ndarray | None:
+    """Return the (n,) groups of a variant's clips; None where folds are not by group, or one group is scored."""
+    groups = None if group_of is None else np.array([group_of[clip] for clip in variant.clips])
+    return groups if groups is not None and len(np.unique(groups)) > 1 else None
+
+
 def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -> Table:
     """Tabulate each feature's accuracy, that of their mean, and the mean's difference from the default.
 
@@ -71,7 +77,7 @@ def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -
         group_of: clip id -> group, such as its speaker, where folds are by group; intervals are for other groups.
     """
     base = variants[DEFAULT]
-    groups = None if group_of is None else np.array([group_of[clip] for clip in base.clips])
+    groups = groups_of(base, group_of)
     titles = list(dict.fromkeys(title for v in variants.values() for title in v.singles))
     drawn = Table()
     drawn.add_column("variant")
@@ -116,7 +122,7 @@ def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[st
             return ""
     left_out = [name for name in names if name not in variants]
 
-    by = "recordings count as independent" if group_of is None else "for other speakers"
+    by = "recordings count as independent" if groups_of(variants[DEFAULT], group_of) is None else "for other speakers"
     title = "Each variant out of fold; its ensemble is the mean of its features' probabilities."
     text = tables.render(table(variants, group_of), title)
     text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"

@@ -11,7 +11,7 @@ from audio_mnist.data.folds import ALL
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import curve, intervals
 from audio_mnist.scoring.curve import Curve
-from audio_mnist.sweeps.ablation import Variant, read
+from audio_mnist.sweeps.ablation import Variant, groups_of, read
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.tracker import AnyTracker
 
@@ -59,7 +59,7 @@ def render(
     shares = {name: one for name, one in shares.items() if whole is not None and one.clips == whole.clips}
     if whole is None or len(shares) < 2:
         return "", None
-    groups = None if group_of is None else np.array([group_of[clip] for clip in whole.clips])
+    groups = groups_of(whole, group_of)
     text = tables.render(_table(complete, shares, groups), "Out of fold, by the training clips that the runs had")
     learned = [_learned(unit, complete, shares, groups) for unit in ("clips", "speakers")]
     curves = [one for one in learned if one is not None]

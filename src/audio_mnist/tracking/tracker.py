@@ -21,6 +21,7 @@ from audio_mnist.tracking.uri import without_password
 
 BEST_CHECKPOINT = "checkpoints/best.ckpt"  # artifact of every training run
 CONFIG = "config.yaml"  # artifact of every training run
+BROKEN = "broken"  # tag of a run that finished and lost an artifact
 DIGESTS = "digests"  # tag: JSON, artifact -> `digest_of` its bytes
 _PARENT = "mlflow.parentRunId"
 _PARAM_CHARACTERS = 6000  # MLflow's limit
@@ -225,8 +226,8 @@ class Tracker:
     def usable(self, runs: list[RunRecord]) -> RunRecord | None:
         """Return the newest finished run whose artifacts are those that it logged; None where there is none.
 
-        A finished run that lacks one, or has another one, ends as FAILED here, so
-        that its job is trained again.
+        A finished run that lacks one, or has another one, ends as FAILED here, with
+        the tag `broken`. Its job is trained again as another run.
 
         Args:
             runs: runs of one job, oldest first.
@@ -241,6 +242,7 @@ class Tracker:
             log.warning("run %s finished, but %s: it is trained again", run.id, reason)
             ended = self.open(run.id)
             ended.set_tag("error", reason)
+            ended.set_tag(BROKEN, "true")
             ended.end("FAILED")
         return None
 
@@ -252,16 +254,29 @@ class Tracker:
         for name, expected in digests.items():
             try:
                 with self.artifact(run.id, name) as path:
-                    found = digest_of(path.read_bytes())
+                    found = digest_of(name, path.read_bytes())
             except RunError:
                 with mlflow_errors(f"run {run.id}"):
                     listed = self.client.list_artifacts(run.id, name.rpartition("/")[0] or None)
                 if any(item.path == name for item in listed):
                     raise
+                self._check_artifacts(run.id)
                 return f"its {name} is missing"
             if found != expected:
                 return f"its {name} was changed"
         return ""
+
+    def _check_artifacts(self, run_id: str) -> None:
+        """Raise a `RunError` where the folder of all runs' artifacts is on this machine, and away or empty."""
+        with mlflow_errors(f"run {run_id}"):
+            address = self.client.get_run(run_id).info.artifact_uri
+        local = "://" not in address or address.startswith("file://")
+        root = Path(address.removeprefix("file://")).parents[1]  # of ROOT/RUN/artifacts
+        if local and not (root.is_dir() and any(root.iterdir())):
+            raise RunError(
+                f"run {run_id}: its artifacts cannot be read, {root} is missing or empty; bring it back, or train all "
+                "runs again with resume=false"
+            ) from None
 
     @contextlib.contextmanager
     def artifact(self, run_id: str, path: str) -> Iterator[Path]:
@@ -291,9 +306,10 @@ def connect(uri: str | None, experiment: str) -> AnyTracker:
     return NullTracker() if uri is None else Tracker(uri, experiment)
 
 
-def digest_of(content: bytes) -> str:
-    """Return 32 hex digits that identify an artifact's bytes, whatever its line ends."""
-    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:32]
+def digest_of(name: str, content: bytes) -> str:
+    """Return 32 hex digits that identify the bytes of an artifact; of a csv whatever its line ends."""
+    content = content.replace(b"\r\n", b"\n") if name.endswith(".csv") else content
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def newest(runs: list[RunRecord]) -> RunRecord | None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from audio_mnist.config import fingerprint
 from audio_mnist.errors import RunError
 from audio_mnist.system import locks
-from audio_mnist.tracking.tracker import AnyTracker, RunRecord
+from audio_mnist.tracking.tracker import BROKEN, AnyTracker, RunRecord
 from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ def earlier_run(tracker: AnyTracker, key: str, here: str) -> RunRecord | None:
     finished = tracker.usable(tracker.search(kind="train", job=key))
     if finished is not None:
         return finished
-    here_only = [run for run in tracker.search(kind="train", job=key) if run.tags.get("resume_id", "") == here]
+    unfinished = [run for run in tracker.search(kind="train", job=key) if BROKEN not in run.tags]
+    here_only = [run for run in unfinished if run.tags.get("resume_id", "") == here]
     return here_only[-1] if here_only else None
 
 

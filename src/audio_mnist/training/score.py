@@ -38,8 +38,8 @@ def score(job: Job, run: Run, trainer: Trainer, checkpoint: Path, front_end: Fro
     run.log_metrics({f"best/{key}": value for key, value in metrics.items()} | {"best/epoch": best_epoch})
     run.log_file(checkpoint, BEST_CHECKPOINT)
     predictions = log_predictions(run, corpus.manifest.iloc[rows], probabilities, corpus.class_names)
-    digests = {BEST_CHECKPOINT: digest_of(checkpoint.read_bytes()), FOLD_PREDICTIONS: digest_of(predictions.encode())}
-    run.set_tag(DIGESTS, json.dumps(digests))
+    logged = {BEST_CHECKPOINT: checkpoint.read_bytes(), FOLD_PREDICTIONS: predictions.encode()}
+    run.set_tag(DIGESTS, json.dumps({name: digest_of(name, content) for name, content in logged.items()}))
     title = f"{job.feature}, fold {job.fold} of 0 to {job.folds.count - 1}: {metrics['accuracy']:.4f} (n = {len(rows)})"
     title += "\noptimistic: its epoch was chosen on this fold" if job.optimistic else ""
     picture = plots.confusion(corpus.targets()[rows], probabilities.argmax(axis=1), corpus.class_names, title)

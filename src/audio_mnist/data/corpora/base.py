@@ -166,14 +166,15 @@ def _check_similar(manifest: pd.DataFrame, similar_speakers: bool) -> None:
 
 
 def similar(names: Iterable[str]) -> list[str]:
-    """Return each group of names that differ only in case, zeros, spaces or invisible characters, as one text.
+    """Return each group of names that differ only in case, zeros, runs of spaces or invisible characters, as one text.
 
     >>> similar(["Anna", "anna", "01", "1.0", "2", "10"])
     ["'Anna', 'anna'", "'01', '1.0'"]
     """
     groups: dict[str, list[str]] = {}
     for name in names:
-        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) not in _INVISIBLE)
+        text = unicodedata.normalize("NFKC", name)
+        visible = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
         key = " ".join(visible.casefold().split())
         key = re.sub(r"(?<![\d.])0+(?=\d)", "", key)  # leading zeros
         key = re.sub(r"^(\d+)\.0*$", r"\1", key)
