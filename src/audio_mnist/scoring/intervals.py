@@ -146,6 +146,8 @@ def mean_difference(
 def wilson(right: int, n: int, z: float) -> tuple[float, float]:
     """Return Wilson's interval of `right` of `n`, `z` standard deviations to each side.
 
+    scipy takes a level instead, which rounds to 1 above 8 standard deviations.
+
     >>> low, high = wilson(9, 10, 1.96)
     >>> round(low, 4), round(high, 4)
     (0.5958, 0.9821)

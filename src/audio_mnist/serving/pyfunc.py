@@ -113,7 +113,7 @@ def _limit_requests() -> None:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-    if hasattr(Request.stream, "limited"):
+    if Request.stream.__name__ == "limited_stream":  # another model of this process did it
         return
     stream, invocations, large = Request.stream, scoring_server.invocations, threading.Lock()
 
@@ -144,7 +144,6 @@ def _limit_requests() -> None:
             if is_large:
                 large.release()
 
-    limited_stream.limited = True  # type: ignore[attr-defined]
     Request.stream = limited_stream  # type: ignore[method-assign,assignment]
     scoring_server.invocations = limited_invocations
 

@@ -34,7 +34,7 @@ class Learned:
 
     @property
     def sentence(self) -> str:
-        """The answer to: how many more?"""
+        """Gain in accuracy from twice the units, in words."""
         gain, low, high = (100 * part for part in self.fitted.gain(float(self.sizes.max())))
         return f"Twice the {self.unit} would bring about {gain:.1f} points ({low:.1f} to {high:.1f})."
 
