@@ -102,7 +102,7 @@ def test_folder_follows_links_and_counts_what_it_ignores(tmp_path: Path, caplog:
     (root / "low").rename(tmp_path / "elsewhere")
     (root / "low").symlink_to(tmp_path / "elsewhere")
     (root / "mid" / "loop").symlink_to(root)
-    (root / "mid" / "clip.m4a").write_bytes(b"x")
+    (root / "mid" / "clip.txt").write_bytes(b"x")
     corpus = corpora.load(data("data=folder", f"data.root={root}"))
     assert corpus.class_names == ("high", "low", "mid") and len(corpus.manifest) == 6
     assert "1 files do not have the suffix of a recording" in caplog.text

@@ -147,15 +147,6 @@ def test_very_unequal_folds_get_a_note_with_their_sizes() -> None:
     assert any("very unequal numbers of clips (" in note and "280" in note for note in notes)
 
 
-def test_assign_folds_by_speaker_holds_no_shared_test_back() -> None:
-    """Test clips of training speakers join the folds; unlabelled ones and other speakers do not."""
-    table = manifest(test=9)
-    folds = assign_folds(table, count=6, group="speaker", seed=0)
-    assert (folds.fold_of >= 0).all() and any("no test split" in note for note in folds.notes)
-    table.loc[:8, "speaker"] = "stranger"
-    assert (assign_folds(table, count=6, group="speaker", seed=0).fold_of[:9] == TEST).all()
-
-
 def test_assign_folds_auto_groups_where_speakers_are_known() -> None:
     """auto is speaker where each clip has one, else none."""
     assert assign_folds(manifest(), count=2, group="auto", seed=0).groups is not None

@@ -23,6 +23,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from audio_mnist.config import fingerprint
+from audio_mnist.data import formats
 from audio_mnist.data.copies import first_copies
 from audio_mnist.data.decode import Limits, Written, digest, read_header, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 VERSION = 2  # raise it whenever the stored samples would differ
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
-_SHOWN = 10  # most bad clips that an error names
+_SHOWN = 10  # most causes, or copies, that a message lists
+_OF_A_CAUSE = 5  # most clips of one cause that it lists
 _CHEAP_BYTES = 2**26  # a store of this size is checked whole
 _CHECKED = 64  # clips that are checked of a larger one
 
@@ -80,7 +82,7 @@ def build_store(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not _is_whole(folder, verify):
+            if not _is_whole(folder, verify) or _can_read_more(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(manifest, sample_rate_hz, limits, on_bad_clip, folder)
     except OSError as error:
@@ -116,17 +118,33 @@ def _usable(manifest: pd.DataFrame, reasons: np.ndarray, on_bad_clip: str) -> np
     """Return the rows of usable clips; name the others."""
     bad, good = np.flatnonzero(reasons != ""), np.flatnonzero(reasons == "")
     if len(bad):
-        lines = [f"  {manifest['path'].iloc[i]}: {reasons[i]}" for i in bad]
+        listed = _by_cause(manifest["path"].to_numpy()[bad], reasons[bad])
         if on_bad_clip == "error":
-            shown = lines[:_SHOWN] + ([f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
             raise DataError(
-                f"{len(bad)} of {len(manifest)} clips cannot be used:\n" + "\n".join(shown) + "\n"
+                f"{len(bad)} of {len(manifest)} clips cannot be used:\n{listed}\n"
                 "repair or remove them, or leave them out with data.on_bad_clip=skip"
             )
-        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), "\n".join(lines))
+        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), listed)
     if len(good) == 0:
         raise DataError(f"none of the {len(manifest)} clips can be used")
     return good
+
+
+def _by_cause(paths: np.ndarray, reasons: np.ndarray) -> str:
+    """List unusable clips, those of one cause together, the most frequent cause first."""
+    causes: dict[str, list[str]] = {}
+    for path, reason in zip(paths, reasons, strict=True):
+        causes.setdefault(reason, []).append(path)
+    lines = []
+    for reason, same in sorted(causes.items(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
+        if len(same) == 1:
+            lines.append(f"  {same[0]}: {reason}")
+            continue
+        lines.append(f"  {len(same)} clips: {reason}")
+        lines += [f"    {path}" for path in same[:_OF_A_CAUSE]]
+        lines += [f"    and {len(same) - _OF_A_CAUSE} more"] if len(same) > _OF_A_CAUSE else []
+    hidden = len(causes) - _SHOWN
+    return "\n".join(lines + ([f"  and {hidden} more causes"] if hidden > 0 else []))
 
 
 def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:
@@ -243,6 +261,11 @@ def _is_whole(folder: Path, verify: bool) -> bool:
     if damaged:
         log.warning("%s: the stored samples of %s changed since they were decoded; decoding again", folder, damaged)
     return not damaged
+
+
+def _can_read_more(folder: Path) -> bool:
+    """Tell whether clips were left out that PyAV, installed since then, may read."""
+    return formats.is_installed() and any(formats.HINT in reason for reason in _table(folder)["reason"])
 
 
 def _damaged(folder: Path, rate_hz: int, verify: bool) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from audio_mnist.data import formats
 from audio_mnist.errors import DataError
 
 RATES_HZ = (1000, 384_000)  # least and greatest sample rate
@@ -20,7 +21,7 @@ PEAK = 2.0**31  # largest sample: full scale of 32-bit integers; features of lar
 STILL = 2.0**-23  # least change within a clip: one step of 24-bit audio
 _BLOCK = 2**18  # frames that are decoded at a time
 _IN_MEMORY = 2**26  # largest file that is read as a whole, bytes
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"} | formats.SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,17 @@ class Header(NamedTuple):
 
 
 def read_header(path: str) -> Header | None:
-    """Read a recording's header, None where there is none that libsndfile reads."""
+    """Read a recording's header, None where there is none that libsndfile, or PyAV, reads."""
     try:
-        with _File(path) as opened, soundfile.SoundFile(opened) as file:
-            return Header(file.frames, file.samplerate)
-    except (OSError, soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
+        with _File(path) as opened:
+            try:
+                with soundfile.SoundFile(opened) as file:
+                    return Header(file.frames, file.samplerate)
+            except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError):
+                opened.seek(0)
+                found = formats.header(opened) if formats.is_installed() else None
+                return None if found is None else Header(*found)
+    except OSError:
         return None
 
 
@@ -237,7 +244,11 @@ def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int]:
 def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
     """Decode block by block, so that many channels take no more memory than one."""
     try:
-        with soundfile.SoundFile(encoded) as file:
+        opened = soundfile.SoundFile(encoded)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
+        return _decoded_otherwise(encoded, limits, _reason(error))
+    try:
+        with opened as file:
             frames, native_hz = file.frames, file.samplerate
             if not RATES_HZ[0] <= native_hz <= RATES_HZ[1]:
                 raise _UnusableError(f"sample rate {native_hz} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}")
@@ -259,6 +270,23 @@ def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
     return samples[:filled], native_hz
+
+
+def _decoded_otherwise(encoded: IO[bytes], limits: Limits, reason: str) -> tuple[np.ndarray, int]:
+    """Decode what is of no kind that libsndfile knows, where PyAV is installed."""
+    encoded.seek(0)
+    of_another_kind = formats.is_known(encoded.read(64))
+    encoded.seek(0)
+    if not of_another_kind or not formats.is_installed():
+        hint = f"; {formats.HINT}" if of_another_kind else ""
+        raise _UnusableError(f"not a recording that libsndfile reads ({reason}){hint}")
+    try:
+        samples, native_hz = formats.decode(encoded, MAX_VALUES, limits.max_s)
+    except formats.UnreadableError as error:
+        raise _UnusableError(f"not a recording that libsndfile reads ({reason}), nor FFmpeg ({error})") from None
+    if len(samples) > MAX_FRAMES:
+        raise _UnusableError(f"more than {MAX_FRAMES} samples; cut it or resample it")
+    return samples, native_hz
 
 
 def _reason(error: Exception) -> str:

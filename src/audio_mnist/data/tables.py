@@ -8,7 +8,7 @@ import pandas as pd
 
 from audio_mnist.errors import DataError
 
-OPTIONAL = ("label", "speaker", "split")  # columns that some tables have
+OPTIONAL = ("label", "speaker", "split", "fold")  # columns that some tables have
 
 
 def cell(text: str) -> str:

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from audio_mnist import features
-from audio_mnist.augment import Augmenter
+from audio_mnist.augment import Augmenter, Draws
+from audio_mnist.data.advice import advice
 from audio_mnist.data.decode import read_header
+from audio_mnist.data.folds import notes_on_columns
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.errors import ConfigError
 from audio_mnist.report import plots, tables
@@ -45,33 +47,36 @@ def describe(corpus: PreparedCorpus) -> pd.DataFrame:
     return table
 
 
-def summary(corpus: PreparedCorpus, table: pd.DataFrame) -> str:
+def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") -> str:
     """Describe a corpus as text.
 
     Args:
         corpus: the decoded clips.
         table: the result of `describe`.
+        group: the column that will keep clips together, `data.group`.
     """
     rates = Counter(table["native_hz"].tolist()).most_common()
-    longer = int((table["duration_s"] * corpus.store.sample_rate_hz > corpus.clip_samples).sum())
+    longer = int((table["duration_s"] * corpus.store.sample_rate_hz > 1.05 * corpus.clip_samples).sum())
     window_s = corpus.clip_samples / corpus.store.sample_rate_hz
     lines = [
         f"{corpus.name}: {len(table)} clips, {len(corpus.class_names)} classes, fingerprint {corpus.fingerprint}",
         "sample rates: "
         + ", ".join(f"{rate} Hz ({count} clips)" for rate, count in rates)
         + f"; used at {corpus.store.sample_rate_hz} Hz",
-        f"window: {window_s:.2f} s; {longer} clips are longer and are cut",
+        f"window: {window_s:.2f} s; {longer} clips are longer by 5% or more and are cut",
     ]
+    counts = {name: table[name].nunique() for name in ("fold", group) if name in table and (table[name] != "").any()}
+    lines += [f"{name}: {count} values" for name, count in counts.items() if name != "speaker"]
     text = tables.render("\n".join(lines), _by_class(corpus, table))
-    text += (
-        f"duplicate: same bytes as an earlier clip; quiet: peak below {QUIET_DB:g} dB of full scale; clipped: three "
-    )
-    text += f"samples in a row at {FULL_SCALE:g} or more\n"
-    for key, what in (("duplicate", "duplicates"), ("quiet", "quiet"), ("clipped", "clipped")):
+    text += f"duplicate: a copy of an earlier clip, in any form; quiet: peak below {QUIET_DB:g} dB of full scale; "
+    text += f"clipped: three samples in a row at {FULL_SCALE:g} or more\n"
+    for key, what in (("quiet", "quiet"), ("clipped", "clipped")):
         ids = table["clip_id"][table[key]].tolist()
         if ids:
             more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
             text += f"{what}: {', '.join(ids[:_SHOWN])}{more}\n"
+    text += "".join(f"note: {line}\n" for line in notes_on_columns(corpus.manifest, group))
+    text += "".join(f"advice: {line}\n" for line in advice(corpus))
     if corpus.left_out:
         text += f"unusable (named above): {len(corpus.left_out)} clips\n"
     return text
@@ -119,18 +124,32 @@ def draw(
     """
     rate_hz = corpus.store.sample_rate_hz
     fronts = {name: features.build(own_settings, rate_hz) for name, own_settings in feature_settings.items()}
-    label = settings["label"] if settings["label"] is not None else corpus.class_names[0]
-    of_class = np.flatnonzero(((table["label"] == label) & (table["split"] == "train")).to_numpy())
-    if not len(of_class):
-        raise ConfigError(f"label={label}: no training clip has it; the corpus has {', '.join(corpus.class_names)}")
-    row = _row_of(table, settings["clip"]) if settings["clip"] is not None else int(of_class[0])
+    shown, caption = _shown_clips(corpus, table, settings)
+    row = _row_of(table, settings["clip"]) if settings["clip"] is not None else int(shown[0])
     title = f"{table['clip_id'][row]}, class {table['label'][row] or 'unknown'}"
     figures = {"clip": plots.anatomy(np.array(corpus.store.clip(row)), rate_hz, fronts, title)}
-    figures |= _grids(corpus, of_class, fronts, settings, label)
+    figures |= _grids(corpus, shown, fronts, settings, caption)
     figures["durations"] = plots.durations(table["duration_s"].to_numpy(), corpus.clip_samples / rate_hz)
     counts = table[table["label"] != ""].groupby(["label", "split"]).size().unstack(fill_value=0)
     figures["classes"] = plots.classes(counts.reindex(corpus.class_names, fill_value=0))
     return figures
+
+
+def _shown_clips(corpus: PreparedCorpus, table: pd.DataFrame, settings: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Return the clips of the grids, and what they are: one of each class, or several of `label`."""
+    rng, label = np.random.default_rng(settings["seed"]), settings["label"]
+    labels, is_train = table["label"].to_numpy(), (table["split"] == "train").to_numpy()
+    if label is None:
+        names = corpus.class_names[: settings["examples"]]
+        chosen = [int(rng.choice(np.flatnonzero((labels == name) & is_train))) for name in names]
+        return np.array(chosen), "One clip of each class" if len(names) == len(
+            corpus.class_names
+        ) else "One clip a class"
+    of_class = np.flatnonzero((labels == label) & is_train)
+    if not len(of_class):
+        raise ConfigError(f"label={label}: no training clip has it; the corpus has {', '.join(corpus.class_names)}")
+    shown = rng.permutation(of_class)[: settings["examples"]]
+    return shown, f"{len(shown)} clips of class {label}"
 
 
 def _row_of(table: pd.DataFrame, clip_id: str) -> int:
@@ -142,15 +161,14 @@ def _row_of(table: pd.DataFrame, clip_id: str) -> int:
 
 def _grids(
     corpus: PreparedCorpus,
-    of_class: np.ndarray,
+    shown: np.ndarray,
     fronts: dict[str, features.FrontEnd],
     settings: dict[str, Any],
-    label: str,
+    what: str,
 ) -> dict[str, Figure]:
-    """Draw clips of one class as the net receives them, and after augmentation where there is any."""
-    rng = np.random.default_rng(settings["seed"])
-    shown = rng.permutation(of_class)[: settings["examples"]]
-    placement = rng.random(len(shown))
+    """Draw clips as the net receives them, and after augmentation where there is any."""
+    placement = np.random.default_rng(settings["seed"]).random(len(shown))
+    names = corpus.manifest["label"].iloc[shown].tolist() if settings["label"] is None else None
     waveforms = torch.from_numpy(corpus.store.gather(shown, corpus.clip_samples, placement)).unsqueeze(1)
     targets = torch.from_numpy(corpus.targets()[shown])
     augmenter = Augmenter(settings["augment"], corpus.store.sample_rate_hz).train()
@@ -159,10 +177,11 @@ def _grids(
     for name, front_end in fronts.items():
         with torch.no_grad():
             x = front_end(waveforms)
-        caption = f"{len(shown)} clips of class {label} as the net receives them: {features.title_of(name)}"
-        figures[f"examples_{name}"] = plots.grid(x[:, 0].numpy(), front_end, caption)
-        if stages:
+        caption = f"{what} as the net receives them: {features.title_of(name)}"
+        figures[f"examples_{name}"] = plots.grid(x[:, 0].numpy(), front_end, caption, names)
+        if stages and not front_end.frozen:  # an encoder gets no augmented waveforms
             with torch.no_grad():
-                x, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), (settings["seed"], 0, 0))
-            figures[f"augmented_{name}"] = plots.grid(x[:, 0].numpy(), front_end, f"{caption}, after {stages}")
+                draws = Draws([np.random.default_rng(settings["seed"])], [len(shown)], waveforms.device)
+                x, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), draws)
+            figures[f"augmented_{name}"] = plots.grid(x[:, 0].numpy(), front_end, f"{caption}, after {stages}", names)
     return figures

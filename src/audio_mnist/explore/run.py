@@ -33,7 +33,7 @@ def explore(cfg: DictConfig, output_dir: Path) -> None:
     # numbers; a clip that cannot be used is a finding here, not the end
     corpus = prepare(settings["data"] | {"on_bad_clip": "skip"})
     table = describe(corpus)
-    text = summary(corpus, table)
+    text = summary(corpus, table, settings["data"]["group"])
     print("\n" + text, flush=True)
 
     # pictures

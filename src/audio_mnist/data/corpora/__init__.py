@@ -35,4 +35,5 @@ def load(data: dict[str, Any]) -> Corpus:
         ConfigError: the config is incomplete or names no such corpus.
         DataError: a file of the corpus is missing or wrong.
     """
-    return build(data["name"], reader(data).read(), similar_speakers=data.get("similar_speakers", False))
+    found = reader(data)
+    return build(found.title, found.read(), similar_speakers=data.get("similar_speakers", False))

@@ -27,7 +27,9 @@ class Clip(NamedTuple):
         path: absolute path of the file.
         label: class name, "" where unknown.
         speaker: "" where unknown.
-        split: "train" or "test".
+        split: "train", "val" or "test".
+        fold: name of a published fold, "" where there is none.
+        others: further columns, as (name, value) pairs, such as the source of a recording.
     """
 
     clip_id: str
@@ -35,6 +37,8 @@ class Clip(NamedTuple):
     label: str
     speaker: str
     split: str
+    fold: str = ""
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Corpus:
 
     Attributes:
         name: name of the corpus.
-        manifest: one row per clip, columns of `Clip`, sorted by clip_id.
+        manifest: one row per clip, columns of `Clip`, each of its others as a column, sorted by clip_id.
         class_names: labels of the training clips, sorted (as numbers where all are numbers); the order of every
             probability vector.
     """
@@ -67,6 +71,11 @@ class CorpusReader(Registered):
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
+
+    @property
+    def title(self) -> str:
+        """Name of the corpus in tables, messages and MLflow."""
+        return str(self.data["name"])
 
     def read(self) -> list[Clip]:
         """Find, make or download the clips.
@@ -122,7 +131,9 @@ def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Co
             be learnt, or names are almost equal.
     """
     _check_writable(clips)
-    manifest = pd.DataFrame(clips, columns=list(Clip._fields)).astype(str)
+    table = pd.DataFrame(clips, columns=list(Clip._fields))
+    others = pd.DataFrame([dict(one) for one in table.pop("others")], index=table.index).fillna("")
+    manifest = pd.concat([table, others], axis=1).astype(str)
     for column in ("label", "speaker"):
         manifest[column] = manifest[column].map(lambda text: unicodedata.normalize("NFC", text).strip())
     manifest = manifest.sort_values("clip_id", kind="stable", ignore_index=True)
@@ -141,14 +152,16 @@ def build(name: str, clips: list[Clip], *, similar_speakers: bool = False) -> Co
     _check_similar(manifest, similar_speakers)
     unknown = set(manifest["label"]) - set(names) - {""}
     if unknown:
-        raise DataError(f"{name}: test clips have classes that no training clip has: {sorted(unknown)[:5]}")
+        raise DataError(
+            f"{name}: test or validation clips have classes that no training clip has: {sorted(unknown)[:5]}"
+        )
     return Corpus(name, manifest, names)
 
 
 def _check_writable(clips: list[Clip]) -> None:
     for clip in clips:
         try:
-            "".join(map(str, clip)).encode()
+            "".join(map(str, clip)).encode()  # its others too
         except UnicodeEncodeError:
             raise DataError(f"{clip.path!a}: the name is not valid UTF-8; rename the file or folder") from None
 

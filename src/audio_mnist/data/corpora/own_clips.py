@@ -30,6 +30,12 @@ class OwnClips(CorpusReader):
         super().__init__(data)
         self._pattern = _compiled(speaker_pattern)
 
+    @property
+    def title(self) -> str:
+        """Name of the folder, since every corpus of this kind is one of its own."""
+        given = self.data["root"]
+        return f"{Path(given).expanduser().resolve().name} ({self.name})" if given else self.name
+
     def read(self) -> list[Clip]:
         root = self.root("one folder of recordings for each class")
         clips, ignored = [], []
