@@ -142,7 +142,7 @@ def test_resblock_is_its_formula() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "vgg"}, "model.name=vgg: expected one of bcresnet, resnet"),
+        ({"name": "vgg"}, "model.name=vgg: expected one of bcresnet, pooled, resnet, svm"),
         ({"name": "resnet", "depth": 0}, "model.depth=0"),
         ({"name": "resnet", "width": 0}, "model.width=0"),
         ({"name": "resnet", "dropout": 1.0}, "model.dropout=1.0"),

@@ -36,6 +36,7 @@ class FrontEnd(Registered, nn.Module):
         title: the name in tables; `name` where a subclass has none.
         row_label: what the rows are, on an axis.
         unit: unit of `transform`.
+        frozen: whether it is a pretrained encoder, whose embeddings are computed once and kept.
 
     Shape: (B, 1, T) -> (B, 1 + deltas, F, N), N = 1 + T // hop. Each clip is
     computed as if it were alone.
@@ -50,6 +51,7 @@ class FrontEnd(Registered, nn.Module):
     title: ClassVar[str] = ""
     row_label: ClassVar[str] = "row"
     unit: ClassVar[str] = ""
+    frozen: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -54,17 +54,18 @@ class PCEN(LogMel):
     def transform(self, waveform: Tensor) -> Tensor:
         energy = self.power(waveform)  # (B, 1, n_mels, N)
         energy = energy / energy.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
-        recent = energy @ _decay(energy.shape[-1], self.smoothing).to(energy)  # (B, 1, n_mels, N)
+        device = energy.device if energy.is_cuda else None  # others may lack float64
+        recent = energy @ _decay(energy.shape[-1], self.smoothing, device).to(energy)  # (B, 1, n_mels, N)
         recent = recent.clamp_min(10 ** (-self.top_db / 10))
         return (energy / recent**self.gain + self.bias) ** self.exponent - self.bias**self.exponent
 
 
-def _decay(frames: int, smoothing: float) -> Tensor:
+def _decay(frames: int, smoothing: float, device: torch.device | None) -> Tensor:
     """Return (N, N) float64 weights of the recent mean; column t weighs the frames up to t.
 
     The mean is m[t] = (1 - s) m[t-1] + s x[t], with m[0] = x[0].
     """
-    step = torch.arange(frames, dtype=torch.float64)
+    step = torch.arange(frames, dtype=torch.float64, device=device)
     age = step[None, :] - step[:, None]  # of frame k at time t
     weight = torch.where(age >= 0, smoothing * (1 - smoothing) ** age.clamp_min(0), 0.0)
     weight[0] = (1 - smoothing) ** step

@@ -1,5 +1,6 @@
 """What all nets share."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,9 @@ class Model(Registered, nn.Module):
         rows: F of the features.
         input_norm: whether `RowNorm` scales each row of the feature.
 
+    Attributes:
+        closed_form: whether `fit` finds its weights, in one pass and without gradients.
+
     Shape: (B, C, F, N) -> (B, classes).
 
     Raises:
@@ -25,6 +29,7 @@ class Model(Registered, nn.Module):
     """
 
     registry: ClassVar[dict[str, Any]] = {}
+    closed_form: ClassVar[bool] = False
 
     def __init__(self, classes: int, in_channels: int, rows: int, *, input_norm: bool = False) -> None:
         super().__init__()
@@ -32,6 +37,15 @@ class Model(Registered, nn.Module):
             raise ConfigError(f"classes={classes}: a classifier needs at least 2")
         self.classes, self.in_channels = classes, in_channels
         self.scaled = RowNorm(in_channels, rows) if input_norm else nn.Identity()
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, weighted: bool = False) -> None:
+        """Fit a net of closed form at once.
+
+        Args:
+            batches: features (B, C, F, N), class numbers (B,), and groups (B,) of clips that belong together.
+            weighted: whether classes count alike, however many clips each has.
+        """
+        raise NotImplementedError
 
 
 class RowNorm(nn.Module):
@@ -67,7 +81,11 @@ class RowNorm(nn.Module):
             variance, mean = torch.var_mean(x, dim=(0, 3), correction=0, keepdim=True)
             self.mean.lerp_(mean.detach(), self.momentum)
             self.variance.lerp_(variance.detach(), self.momentum)
-        return (x - mean) * (variance + self.floor * variance.mean() + torch.finfo(x.dtype).tiny).rsqrt()
+        return (x - mean) * (variance + self.floor * self.mean_variance(variance) + torch.finfo(x.dtype).tiny).rsqrt()
+
+    def mean_variance(self, variance: Tensor) -> Tensor:
+        """Return the mean of the (1, C, F, 1) variances, in a shape that fits them."""
+        return variance.mean()
 
 
 class SubSpectralNorm(nn.Module):

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from audio_mnist.config import require
 from audio_mnist.models.base import Model, batch_norm
 
+POOLINGS = ("mean", "mean_max")
+
 
 class ResBlock(nn.Module):
     """Three pre-activated convolutions and a projected shortcut.
@@ -49,6 +51,8 @@ class ResNet(Model):
         width: factor on the channels of every convolution.
         dropout: dropout before the last layer, 0 to 1.
         sub_bands: equal parts of the rows, each normalised by itself; 1 as the original.
+        pooling: "mean" over rows and frames, as the original; or "mean_max", the mean over rows, then the sum of mean
+            and maximum over frames, as in Kong et al., "PANNs", 2020. A short event in a long clip keeps its weight.
         base: arguments of `Model`.
 
     Shape: (B, C, F, N) -> (B, classes). The three poolings need 8 rows and
@@ -75,12 +79,15 @@ class ResNet(Model):
         width: int = 1,
         dropout: float = 0.5,
         sub_bands: int = 1,
+        pooling: str = "mean",
         **base,
     ) -> None:
         super().__init__(classes, in_channels, rows, **base)
         for key, value in (("depth", depth), ("width", width), ("sub_bands", sub_bands)):
             require(value >= 1, f"model.{key}", value, "1 or more")
         require(0 <= dropout < 1, "model.dropout", dropout, "0 or more, below 1")
+        require(pooling in POOLINGS, "model.pooling", pooling, "one of " + ", ".join(POOLINGS))
+        self.pooling = pooling
         w = 16 * width
         self.stem = nn.Sequential(nn.Conv2d(in_channels, w, 3, padding=1), batch_norm(w, sub_bands), nn.MaxPool2d(2))
         self.stages = nn.Sequential(
@@ -100,7 +107,11 @@ class ResNet(Model):
         x = nn.functional.pad(self.scaled(x), (0, max(0, 8 - x.shape[3]), 0, max(0, 8 - x.shape[2])))
         x = self.stem(x)  # (B, 16w, F/2, N/2)
         x = self.stages(x)  # (B, 64w, F/8, N/8)
-        x = x.mean(dim=(2, 3))  # (B, 64w); adaptive pooling has no deterministic backward on CUDA
+        if self.pooling == "mean":
+            x = x.mean(dim=(2, 3))  # (B, 64w); adaptive pooling has no deterministic backward on CUDA
+        else:
+            x = x.mean(dim=2)  # (B, 64w, N/8)
+            x = x.mean(dim=2) + x.amax(dim=2)  # (B, 64w)
         x = self.hidden(x)  # (B, 32w)
         return self.output(self.dropout(x))  # (B, C)
 
