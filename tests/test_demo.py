@@ -170,10 +170,10 @@ def test_config_out_of_range(override: str) -> None:
 def test_taken_port_and_unknown_model_are_one_clear_error(trained: Trained, address: str, tmp_path: Path) -> None:
     """No traceback, and what to change."""
     port = address.rstrip("/").rsplit(":", 1)[1]
-    done = run_command(tmp_path, "demo.py", f"tracking.uri={trained.uri}", f"port={port}", traced=False)
+    done = run_command(tmp_path, "demo.py", f"tracking.uri={trained.uri}", f"port={port}")
     assert done.returncode == 1 and f"port={port}: cannot listen there" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run_command(tmp_path, "demo.py", f"tracking.uri={trained.uri}", "model=nobody", traced=False)
+    done = run_command(tmp_path, "demo.py", f"tracking.uri={trained.uri}", "model=nobody")
     assert done.returncode == 1 and done.stderr.startswith("error: model=nobody: neither a run nor a registered model")
 
 

@@ -36,7 +36,7 @@ def predictions(mel: np.ndarray, mfcc: np.ndarray) -> Predictions:
 
 
 def folds(groups: np.ndarray | None = None) -> Folds:
-    return Folds(FOLD_OF, 2, 0, groups, np.ones(12, dtype=bool), "print", ("a note of the folds",))
+    return Folds(FOLD_OF, 2, 0, groups, "speaker", np.ones(12, dtype=bool), "print", ("a note of the folds",))
 
 
 def joint(mel_wrong: list[int], mfcc_wrong: list[int], **how: str) -> Joint:
@@ -52,12 +52,13 @@ def test_evaluate_scores_members_ensemble_and_test() -> None:
     """Mel errs once out of fold, MFCC twice; their mean is a tie where one errs, which goes to class 0."""
     found = evaluation()
     assert (found.whole, found.best, found.members, found.folds) == ("Ensemble", "Mel", 2, 2)
-    assert found.oof["Mel"].accuracy == 7 / 8 and found.oof["MFCC"].accuracy == 6 / 8
+    assert found.oof["Mel"].value == 7 / 8 and found.oof["MFCC"].value == 6 / 8
     assert found.by_fold["MFCC"] == {0: 0.5, 1: 1.0}
     assert found.oof["Mel"] == intervals.score(np.arange(8) != 0)
-    assert found.gain is not None and found.gain.difference == found.total.accuracy - 7 / 8
-    assert found.test["Mel"].n == 3 and found.test["Mel"].accuracy == 2 / 3 and found.test_clips == 4
-    assert found.weights == {} and found.notes == ("a note of the folds",)
+    assert found.gain is not None and found.gain.difference == found.total.value - 7 / 8
+    assert found.test["Mel"].n == 3 and found.test["Mel"].value == 2 / 3 and found.test_clips == 4
+    assert found.parts["Mel"].weight == 0.5 and found.notes == ("a note of the folds",)
+    assert found.parts["Mel"].gain.difference == found.total.value - found.oof["MFCC"].value
 
 
 def test_evaluate_is_by_group_where_folds_have_them() -> None:
@@ -76,7 +77,7 @@ def test_evaluate_of_one_recipe_has_no_ensemble_row() -> None:
         join(one, TARGETS, FOLD_OF, combine="mean", calibrate="temperature"), LABELS, TARGETS, folds(SPEAKERS)
     )
     assert found.whole == found.best == "Mel" and found.gain is None and list(found.oof) == ["Mel"]
-    assert found.total.accuracy == 7 / 8 and "Ensemble" not in render(found)
+    assert found.total.value == 7 / 8 and "Ensemble" not in render(found)
 
 
 def test_evaluate_with_a_baseline_puts_it_first_and_pairs_it() -> None:
@@ -84,7 +85,7 @@ def test_evaluate_with_a_baseline_puts_it_first_and_pairs_it() -> None:
     baseline = Baseline("SVM", np.zeros(8, dtype=int), np.zeros(4, dtype=int))
     found = evaluation(baseline=baseline)
     assert list(found.oof) == ["SVM", "Mel", "MFCC", "Ensemble"] and found.best == "Mel"
-    assert found.baseline is not None and found.baseline[1].difference == found.total.accuracy - 0.5
+    assert found.baseline is not None and found.baseline[1]["accuracy"].difference == found.total.value - 0.5
     assert metrics_of(found)["oof/baseline_accuracy"] == 0.5
 
 
@@ -92,7 +93,9 @@ def test_evaluate_leaves_a_test_split_without_labels_unscored() -> None:
     """Its clips are counted, and the text says so."""
     hidden = np.where(FOLD_OF >= 0, TARGETS, -1)
     found = evaluate(joint([0], [1]), LABELS, hidden, folds())
-    assert found.test == {} and found.test_ece is None and "test/accuracy" not in metrics_of(found)
+    assert (
+        found.test_by == {} and found.test == {} and found.test_ece is None and "test/accuracy" not in metrics_of(found)
+    )
     assert "Test split: 4 clips predicted; they have no labels to score" in render(found)
 
 
@@ -130,11 +133,12 @@ def test_render_has_everything_in_its_place() -> None:
         "Accuracy on each scored fold; n = 8 clips in 2 folds",
         "Out of fold: each clip scored by the runs that did not train on it",
         "Ensemble minus best single (Mel), paired on 8 recordings",
+        "What each member adds: the ensemble minus the ensemble without it",
         "expected calibration error of Ensemble, out of fold",
         "Test split: all 2 runs, none saw it",
         "expected calibration error of Ensemble on the test split",
         "note: a note of the folds",
-        "note: optimistic: selection=fold chose epochs on the folds scored here",
+        "note: optimistic: epochs or settings were chosen on the clips scored here",
     ]
     found = [text.find(place) for place in places]
     assert -1 not in found and found == sorted(found)
@@ -142,7 +146,8 @@ def test_render_has_everything_in_its_place() -> None:
 
 def test_metrics_of_names_weights_as_mlflow_takes_them() -> None:
     """A label with characters that MLflow refuses."""
-    found = replace(evaluation(), weights={"Mel model.depth=2": 0.75})
+    whole = evaluation()
+    found = replace(whole, parts={"Mel model.depth=2": replace(whole.parts["Mel"], weight=0.75)})
     assert metrics_of(found)["weight/Mel model.depth_2"] == 0.75
 
 
@@ -150,3 +155,20 @@ def test_render_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> No
     """There rich would display the tables, out of order, and leave the tracked text without them."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert "│ Mel" in render(evaluation())
+
+
+def test_a_member_that_hurts_is_named() -> None:
+    """A member whose answers are chance, in a mean: its row says that it hurts. In a stack it gets little weight."""
+    rng = np.random.default_rng(0)
+    truth, fold_of = np.arange(400) % 2, np.arange(400) // 2 % 2
+    good = np.where(np.eye(2)[truth] > 0, 0.9, 0.1)
+    bad = rng.dirichlet(np.ones(2) * 0.2, size=400)
+    given = Predictions({"m": good, "c": bad}, np.zeros((2, 0, 2)), np.zeros(0, dtype=int), ("m", "c"), ())
+    whole = Folds(fold_of, 2, 0, None, "speaker", np.ones(400, dtype=bool), "print", ())
+    for combine, least, most in (("mean", 0.5, 0.5), ("stack", 0.0, 0.1)):
+        joined = join(given, truth, fold_of, combine=combine, calibrate="temperature")
+        found = evaluate(joined, LABELS, truth, whole)
+        assert least <= found.parts["MFCC"].weight <= most
+        assert found.parts["Mel"].verdict == "helps"
+        if combine == "mean":
+            assert found.parts["MFCC"].verdict == "hurts" and "hurts" in render(found)

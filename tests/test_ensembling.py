@@ -1,7 +1,10 @@
 """Combinations, intervals and paired comparisons against formulas and peers."""
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from audio_mnist.scoring import mixture
 
@@ -48,28 +51,39 @@ def test_combine_refuses_an_unknown_way() -> None:
 
 
 def mixed_members(weights: list[float], n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Members whose weighted mean is the distribution that the labels are drawn from."""
+    """Members whose weighted geometric mean is the distribution that the labels are drawn from."""
     rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.full(4, 0.3), size=(len(weights), n))
-    truth = np.tensordot(weights, p, axes=1)
+    p = softmax(2 * rng.standard_normal((len(weights), n, 4)), axis=2)
+    truth = mixture.weighted(p, np.array(weights))
     targets = (truth.cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1)
     return p, targets
 
 
 @pytest.mark.parametrize("weights", [[0.7, 0.3], [0.2, 0.5, 0.3], [1.0, 0.0]])
 def test_fit_weights_finds_the_mixture(weights: list[float]) -> None:
-    """Labels drawn from a weighted mean give its weights back; none negative, sum 1."""
+    """Labels drawn from a weighted geometric mean give its weights back; none negative, sum 1."""
     found = mixture.fit_weights(*mixed_members(weights))
     np.testing.assert_allclose(found, weights, atol=0.04)
     assert (found >= 0).all() and found.sum() == pytest.approx(1)
 
 
 def test_fit_weights_is_the_minimum() -> None:
-    """No other weights on a fine grid give less log loss."""
+    """No other weights and scale on a grid give less log loss with the penalty."""
     p, targets = mixed_members([0.6, 0.4], n=200)
-    of_truth = p[:, np.arange(200), targets]
-    losses = {w: -np.log(w * of_truth[0] + (1 - w) * of_truth[1]).mean() for w in np.linspace(0, 1, 1001)}
-    assert mixture.fit_weights(p, targets)[0] == pytest.approx(min(losses, key=lambda w: losses[w]), abs=2e-3)
+    logs, losses = np.log(p), {}
+    for first, second in itertools.product(np.linspace(0, 1.5, 151), repeat=2):
+        q = softmax(first * logs[0] + second * logs[1], axis=1)[np.arange(200), targets]
+        penalty = mixture.PRIOR * (first - second) ** 2 / 2
+        penalty += mixture.SCALE_PRIOR * np.log(max(first + second, 1e-6)) ** 2
+        losses[first, second] = -np.log(q).mean() + penalty / 200
+    best = min(losses, key=lambda pair: losses[pair])
+    assert mixture.fit_weights(p, targets)[0] == pytest.approx(best[0] / sum(best), abs=0.01)
+
+
+def test_fit_weights_of_few_clips_stays_near_equal() -> None:
+    """Six clips that one member happens to get right do not silence the other."""
+    p, targets = mixed_members([1.0, 0.0], n=6)
+    assert abs(mixture.fit_weights(p, targets)[0] - 0.5) < 0.3
 
 
 def test_stack_is_nested() -> None:
@@ -82,7 +96,7 @@ def test_stack_is_nested() -> None:
     assert not np.allclose(first[fold_of == 1], second[fold_of == 1], atol=1e-4)
 
 
-def test_stack_of_one_fold_is_the_mean() -> None:
+def test_stack_of_one_fold_weighs_alike() -> None:
     """There are no others to learn from."""
     p, targets = mixed_members([0.7, 0.3], n=50)
-    np.testing.assert_array_equal(mixture.stack(p, targets, np.zeros(50)), mixture.combine(p, "mean"))
+    np.testing.assert_array_equal(mixture.stack(p, targets, np.zeros(50)), mixture.combine(p, "logit_mean"))

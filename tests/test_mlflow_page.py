@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.tracking.tracker import Tracker, newest
-from tests.conftest import Browser, MlflowServer, untraced, write_tones
+from tests.conftest import Browser, MlflowServer, run_command, write_tones
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +36,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """Two commands in a fresh folder, then `mlflow ui` as the sweep's last lines say."""
     folder = tmp_path_factory.mktemp("pages")
     write_tones(folder / "tones", clips=10)
-    swept = untraced(
+    swept = run_command(
         folder,
         *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1,2,3,4", "trainer.max_epochs=3"),
         *("trainer.batch_size=4", "trainer.accelerator=cpu", "-m"),
     )
     assert swept.returncode == 0, swept.stdout + swept.stderr
-    joined = untraced(folder, "ensemble.py", "run_ids=latest")
+    joined = run_command(folder, "ensemble.py", "run_ids=latest")
     assert joined.returncode == 0, joined.stdout + joined.stderr
     tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
     ensemble = newest(tracker.search(kind="ensemble"))
@@ -65,7 +65,7 @@ def test_runs_table_shows_ten_runs_under_their_sweep(shown: Shown, browser: Brow
         for heading in ("best/accuracy", "best/loss", "oof/accuracy", "feature.name", "fold"):
             assert tab.get_by_role("columnheader", name=heading, exact=True).first.is_visible(), heading
         names = [f"{feature} resnet fold {fold}" for feature in ("mel", "mfcc") for fold in range(5)]
-        for name in (*names, "ensemble of 10 (mean)"):
+        for name in (*names, "ensemble of 10 (stack)"):
             tab.get_by_text(name, exact=True).first.wait_for()
         cells = tab.query_selector_all("[role=gridcell][col-id*='best/accuracy']")
         accuracies = [cell.inner_text() for cell in cells]
@@ -99,7 +99,7 @@ def test_sweeps_page_leads_to_the_comparison_and_the_ensemble(shown: Shown, brow
         tab.screenshot(path=tmp_path / "sweep.png")
         ensemble, compared = (tab.get_attribute(f"a:has-text('{t}')", "href") for t in ("Ensemble of 10", "compared"))
         tab.goto(shown.address(str(ensemble)))
-        tab.wait_for_selector("text=ensemble of 10 (mean)")
+        tab.wait_for_selector("text=ensemble of 10 (stack)")
         assert shown.ensemble in tab.url
         tab.goto(shown.address(str(compared)))
         tab.wait_for_selector("text=Parallel Coordinates Plot")

@@ -15,7 +15,7 @@ def test_score_is_wilsons_interval(right: int, n: int) -> None:
     z, p = 1.959963984540054, right / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert result.n == n and result.accuracy == p
+    assert result.n == n and result.value == p
     np.testing.assert_allclose([result.low, result.high], [max(0, centre - reach), min(1, centre + reach)], atol=1e-12)
 
 
@@ -63,7 +63,7 @@ def test_score_by_speaker_is_wider() -> None:
     right, _, who = grouped(np.random.default_rng(0))
     alone, by_speaker = intervals.score(right), intervals.score(right, who)
     assert by_speaker.low < alone.low and by_speaker.high > alone.high
-    assert (by_speaker.accuracy, by_speaker.n, by_speaker.speakers, alone.speakers) == (alone.accuracy, 300, 30, 0)
+    assert (by_speaker.value, by_speaker.n, by_speaker.speakers, alone.speakers) == (alone.value, 300, 30, 0)
 
 
 def test_one_speaker_is_scored_like_independent_clips() -> None:

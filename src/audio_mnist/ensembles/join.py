@@ -19,6 +19,7 @@ class Joint:
         oof_of: recipe -> (n, C).
         raw_oof: (n, C) the ensemble's before calibration.
         oof: (n, C) the ensemble's, calibrated; each fold by the other folds.
+        without: recipe -> (n, C) the ensemble's, calibrated, of all other recipes; empty for one recipe.
         test_rows: manifest rows of the test clips.
         test_of: recipe -> (test clips, C), the mean of its runs.
         test: (test clips, C) the ensemble's, calibrated by all clips out of fold.
@@ -30,6 +31,7 @@ class Joint:
     oof_of: dict[str, np.ndarray]
     raw_oof: np.ndarray
     oof: np.ndarray
+    without: dict[str, np.ndarray]
     test_rows: np.ndarray
     test_of: dict[str, np.ndarray]
     test: np.ndarray
@@ -61,14 +63,12 @@ def join(predictions: Predictions, targets: np.ndarray, fold_of: np.ndarray, *, 
     weights = np.full(len(oof), 1 / len(oof))
     if combine == "stack":
         weights = mixture.fit_weights(oof, truth)
-        raw = mixture.stack(oof, truth, folds)
-    else:
-        raw = mixture.combine(oof, combine)
-    temperature, calibrated = 1.0, raw
-    if calibrate == "temperature":
-        temperature = calibration.fit_temperature(raw, truth)
-        stacked = combine == "stack"
-        calibrated = _stacked(oof, raw, truth, folds) if stacked else calibration.cross_fitted(raw, truth, folds)
+    raw, calibrated = _joined(oof, truth, folds, combine, calibrate)
+    temperature = calibration.fit_temperature(raw, truth) if calibrate == "temperature" else 1.0
+    without = {}
+    if len(oof) > 1:
+        for number, recipe in enumerate(predictions.oof):
+            without[recipe] = _joined(np.delete(oof, number, axis=0), truth, folds, combine, calibrate)[1]
 
     shares = dict(zip(predictions.oof, weights.tolist(), strict=True))
     mixed = Mixture(predictions.recipes, combine, shares, temperature)
@@ -78,12 +78,24 @@ def join(predictions: Predictions, targets: np.ndarray, fold_of: np.ndarray, *, 
         oof_of=dict(zip(predictions.oof, oof, strict=True)),
         raw_oof=raw,
         oof=calibrated,
+        without=without,
         test_rows=predictions.test_rows,
         test_of={r: mixture.combine(predictions.test[recipe_of == r], how) for r in predictions.oof},
         test=mixed(predictions.test),
         mixture=mixed,
         partial=bool((covered.sum(axis=1) > len(rows)).any()),
     )
+
+
+def _joined(
+    oof: np.ndarray, truth: np.ndarray, folds: np.ndarray, combine: str, calibrate: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, C) joined probabilities before and after calibration, both cross-fitted."""
+    if combine != "stack":
+        raw = mixture.combine(oof, combine)
+        return raw, calibration.cross_fitted(raw, truth, folds) if calibrate == "temperature" else raw
+    raw = mixture.stack(oof, truth, folds)
+    return raw, _stacked(oof, raw, truth, folds) if calibrate == "temperature" else raw
 
 
 def _stacked(oof: np.ndarray, raw: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -98,6 +110,6 @@ def _stacked(oof: np.ndarray, raw: np.ndarray, truth: np.ndarray, folds: np.ndar
         others = folds != fold
         if others.any():
             weights = mixture.fit_weights(oof[:, others], truth[others])
-            temperature = calibration.fit_temperature(np.tensordot(weights, oof[:, others], axes=1), truth[others])
+            temperature = calibration.fit_temperature(mixture.weighted(oof[:, others], weights), truth[others])
             calibrated[~others] = calibration.tempered(raw[~others], temperature)
     return calibrated

@@ -69,9 +69,11 @@ def latest_sweep(tracker: Tracker) -> tuple[RunRecord | None, list[RunRecord], i
     newest_first = sorted(sweeps, key=lambda sweep: sweep.tags.get("begun", ""), reverse=True)
     for newer, parent in enumerate(newest_first):
         ids = list_of(parent.tags, "taken_over")
-        taken = [run for run in map(tracker.get, ids) if run is not None]
+        taken = [run for run in map(tracker.get, ids) if run is not None and run.tags.get("kind") == "train"]
         trained = [run for run in tracker.search(kind="train", parent_id=parent.id) if run.id not in ids]
         finished = [run for run in taken + trained if run.status == "FINISHED"]
+        found = list_of(parent.tags, "found")  # by a search, which also trained the settings as given
+        finished = [run for run in finished if run.id in found] or finished
         if finished:
             return parent, finished, newer
     return None, [], len(sweeps)

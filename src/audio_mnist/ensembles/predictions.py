@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from audio_mnist.data.folds import Folds, assign_folds, split_clips
+from audio_mnist.data.folds import Folds, cut_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.ensembles.members import Member
@@ -75,11 +75,11 @@ def corpus_of(members: list[Member], data: dict[str, Any]) -> tuple[PreparedCorp
             f"the corpus changed since run {run.id} was trained: its fingerprint is {corpus.fingerprint}, then "
             f"{run.tags['corpus_fingerprint']}; restore the clips (data.root, data.manifest) or train again"
         )
-    folds = assign_folds(corpus.manifest, **members[0].config["folds"])
+    folds = cut_folds(corpus.manifest, members[0].config["folds"])
     if folds.fingerprint != run.tags["fold_fingerprint"]:
         raise RunError(
-            f"the folds differ from those of run {run.id}: expected the version of scikit-learn that it was trained "
-            "with; install that one, or train again"
+            f"the folds differ from those of run {run.id}: they were cut by another version of this package or of "
+            "scikit-learn; install the version that it was trained with, or train again"
         )
     return corpus, folds
 

@@ -18,6 +18,7 @@ from audio_mnist.ensembles.join import Joint
 from audio_mnist.ensembles.members import Member
 from audio_mnist.inference.load import ENSEMBLE_FILE, describe
 from audio_mnist.report import errors_page, plots
+from audio_mnist.scoring.measures import MEASURES
 from audio_mnist.tracking import pages
 from audio_mnist.tracking.tracker import CONFIG, Tracker
 
@@ -94,7 +95,14 @@ def _sections(
     return sections
 
 
-def publish(tracker: Tracker, ensemble: Ensemble, settings: dict[str, Any], text: str, files: list[Path]) -> str:
+def publish(
+    tracker: Tracker,
+    ensemble: Ensemble,
+    settings: dict[str, Any],
+    text: str,
+    files: list[Path],
+    further: dict[str, float],
+) -> str:
     """Log an ensemble as a tracked run under its sweep; return the run's id.
 
     Args:
@@ -103,6 +111,7 @@ def publish(tracker: Tracker, ensemble: Ensemble, settings: dict[str, Any], text
         settings: the config of `ensemble.py`, as it may be logged.
         text: the rendered evaluation.
         files: files to log.
+        further: metrics besides those of the evaluation.
     """
     members, corpus, evaluation = ensemble.members, ensemble.corpus, ensemble.evaluation
     parents = {member.run.parent_id for member in members}
@@ -127,7 +136,7 @@ def publish(tracker: Tracker, ensemble: Ensemble, settings: dict[str, Any], text
         parent_id=parent_id,
     )
     try:
-        run.log_metrics(metrics_of(evaluation))
+        run.log_metrics(metrics_of(evaluation) | further)
         run.log_text(text, "table.txt")
         run.log_text(describe(ensemble.joint.mixture, ids, corpus.class_names), ENSEMBLE_FILE)
         run.log_text(OmegaConf.to_yaml(settings), CONFIG)
@@ -141,17 +150,27 @@ def publish(tracker: Tracker, ensemble: Ensemble, settings: dict[str, Any], text
         raise
     run.end("FINISHED")
     if parent_id:
-        total = evaluation.total
-        scored = f"{total.accuracy:.4f} out of fold ({total.low:.4f} to {total.high:.4f}, n = {total.n})"
-        page = pages.run_page(tracker, run.id)
-        tracker.open(parent_id).head_note(f"[Ensemble of {len(members)}]({page}): {scored}")
+        _tell_sweep(tracker, parent_id, run.id, evaluation)
     return run.id
+
+
+def _tell_sweep(tracker: Tracker, parent_id: str, run_id: str, evaluation: Evaluation) -> None:
+    """Put the ensemble's score into its sweep's metrics, and a link into its note."""
+    total = evaluation.total
+    name = "" if evaluation.score == "accuracy" else f"{MEASURES[evaluation.score]} "
+    scored = f"{name}{total.value:.4f} out of fold ({total.low:.4f} to {total.high:.4f}, n = {total.n})"
+    page = pages.run_page(tracker, run_id)
+    parent = tracker.open(parent_id)
+    summed = {f"oof/{evaluation.score}": total.value, "oof/loss": evaluation.loss, "oof/n": float(total.n)}
+    parent.log_metrics(summed)
+    parent.flush()
+    parent.head_note(f"[Ensemble of {evaluation.members}]({page}): {scored}")
 
 
 def _figures(corpus: PreparedCorpus, joint: Joint, evaluation: Evaluation) -> dict[str, Any]:
     total, truth = evaluation.total, corpus.targets()[joint.rows]
-    title = f"{evaluation.whole}, out of fold: {total.accuracy:.4f} (n = {total.n})"
-    title += "\noptimistic: epochs were chosen on these folds" if evaluation.optimistic else ""
+    title = f"{evaluation.whole}, out of fold: {total.value:.4f} (n = {total.n})"
+    title += "\noptimistic: epochs or settings were chosen on these clips" if evaluation.optimistic else ""
     return {
         "confusion_matrix": plots.confusion(truth, joint.oof.argmax(axis=1), corpus.class_names, title),
         "reliability": plots.reliability(evaluation.raw, evaluation.calibrated, evaluation.whole),

@@ -1,5 +1,8 @@
 """An evaluation as text. Pure."""
 
+from rich.table import Table
+from rich.text import Text
+
 from audio_mnist.ensembles.evaluate import Evaluation
 from audio_mnist.report import tables
 from audio_mnist.report.tables import ENSEMBLE
@@ -7,34 +10,50 @@ from audio_mnist.report.tables import ENSEMBLE
 
 def render(evaluation: Evaluation) -> str:
     """Describe an evaluation: folds, out of fold, test split, notes."""
-    text = _fold_table(evaluation)
+    text, unit = _fold_table(evaluation), evaluation.unit
     text += tables.render("", "Out of fold: each clip scored by the runs that did not train on it")
-    text += tables.render(tables.score_table(evaluation.oof)) + tables.speakers_line(evaluation.total.speakers)
-    if evaluation.gain is not None:
-        text += tables.paired_line(ENSEMBLE, f"best single ({evaluation.best})", evaluation.gain) + "\n"
+    text += tables.render(tables.score_table(evaluation.oof_by, unit))
+    text += tables.speakers_line(evaluation.total.speakers, unit)
+    if evaluation.gains:
+        text += tables.paired_line(ENSEMBLE, f"best single ({evaluation.best})", evaluation.gains, unit) + "\n"
     if evaluation.baseline is not None:
         label, paired = evaluation.baseline
-        text += tables.paired_line(evaluation.whole, label, paired) + "\n"
-    if evaluation.weights:
-        given = ", ".join(f"{label} {weight:.3f}" for label, weight in evaluation.weights.items())
-        text += f"weights, fitted on all clips out of fold (cross-fitted where a fold is scored): {given}\n"
+        text += tables.paired_line(evaluation.whole, label, paired, unit) + "\n"
+    if evaluation.parts:
+        text += tables.render(
+            "", "What each member adds: the ensemble minus the ensemble without it", _parts(evaluation)
+        )
     whole, raw, calibrated = evaluation.whole, evaluation.raw, evaluation.calibrated
+    if any(part.verdict == "hurts" for part in evaluation.parts.values()):
+        text += "A member that hurts can be left out: give run_ids without its runs.\n"
     text += tables.calibration_line(whole, raw, calibrated, evaluation.temperature) + "\n"
     text += _test(evaluation)
     return text + "".join(f"note: {note}\n" for note in evaluation.notes)
 
 
+def _parts(evaluation: Evaluation) -> Table:
+    drawn = Table()
+    for name in ("", "weight", "points", "log loss", ""):
+        drawn.add_column(name, justify="left" if name == "" else "right")
+    for label, part in evaluation.parts.items():
+        gain, (loss, low, high) = part.gain, part.loss
+        points = f"{100 * gain.difference:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f})"
+        cells = (f"{part.weight:.3f}", points, f"{loss:+.4f} ({low:+.4f} to {high:+.4f})", part.verdict)
+        drawn.add_row(Text(label), *cells)
+    return drawn
+
+
 def _fold_table(evaluation: Evaluation) -> str:
     folds = sorted({fold for cells in evaluation.by_fold.values() for fold in cells})
-    caption = tables.fold_caption(evaluation.total.n, len(folds), evaluation.folds)
+    caption = tables.fold_caption(evaluation.total.n, len(folds), evaluation.folds, evaluation.score)
     return tables.render(tables.fold_table(evaluation.by_fold, folds), caption)
 
 
 def _test(evaluation: Evaluation) -> str:
     if evaluation.test_ece is not None:
         title = f"Test split: all {evaluation.members} runs, none saw it"
-        text = tables.render("", title, tables.score_table(evaluation.test))
-        text += tables.speakers_line(evaluation.test[evaluation.whole].speakers)
+        text = tables.render("", title, tables.score_table(evaluation.test_by, evaluation.unit))
+        text += tables.speakers_line(evaluation.test[evaluation.whole].speakers, evaluation.unit)
         ece = f"{evaluation.test_ece:.4f}"
         return text + f"expected calibration error of {evaluation.whole} on the test split: {ece}\n"
     if evaluation.test_clips:

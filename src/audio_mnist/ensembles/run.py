@@ -6,7 +6,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from audio_mnist.config import load_modules, to_plain
-from audio_mnist.ensembles import baselines
+from audio_mnist.ensembles import against, baselines
 from audio_mnist.ensembles.evaluate import Evaluation, evaluate, metrics_of
 from audio_mnist.ensembles.join import Joint, join
 from audio_mnist.ensembles.members import find
@@ -55,6 +55,7 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> Combined:
 
     # members, and the clips that they were trained on
     tracker = Tracker(cfg.tracking.uri, cfg.tracking.experiment)
+    other = against.find(tracker, cfg.against) if cfg.against else None
     members = find(tracker, cfg.run_ids if cfg.run_ids == "latest" else list(cfg.run_ids))
     data = members[0].config["data"] | {key: value for key, value in cfg.data.items() if value is not None}
     corpus, folds = corpus_of(members, data)
@@ -67,9 +68,15 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> Combined:
     baseline = None
     if cfg.baseline == "svm":
         baseline = baselines.svm(corpus, folds.fold_of, joint.rows, joint.test_rows)
-    optimistic = any(member.config["selection"] == "fold" for member in members)
-    evaluation = evaluate(joint, labels, targets, folds, baseline=baseline, optimistic=optimistic)
+    optimistic = any(member.run.tags.get("optimistic") == "true" for member in members)
+    families = tables.member_labels({member.recipe: member.config for member in members}, seeds=True)
+    options = {"baseline": baseline, "optimistic": optimistic, "score": cfg.score, "families": families}
+    evaluation = evaluate(joint, labels, targets, folds, **options)
     text = render(evaluation)
+    compared = None
+    if other is not None:
+        compared = against.compare(tracker, other, corpus, folds, joint, evaluation)
+        text += "\n" + against.render(compared)
     print("\n" + text, flush=True)
 
     # files and the tracked run
@@ -77,7 +84,8 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> Combined:
     files = write_files(whole, data, output_dir)
     settings = to_plain(cfg)
     settings["tracking"] = {"uri": tracker.shown_uri, "experiment": cfg.tracking.experiment}
-    run_id = publish(tracker, whole, settings, text, files)
+    further = {} if compared is None else compared.metrics
+    run_id = publish(tracker, whole, settings, text, files, further)
     print(f"written: {', '.join(str(path) for path in files)}\ntracked: run {run_id}", flush=True)
     if cfg.register:
         _register(tracker, run_id, predictions, joint, cfg.register, cfg.alias)

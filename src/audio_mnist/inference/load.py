@@ -15,6 +15,7 @@ from audio_mnist.tracking.registry import registered_run
 from audio_mnist.tracking.tracker import BEST_CHECKPOINT, CONFIG, AnyTracker, RunRecord, Tracker, newest
 from audio_mnist.training.classifier import Classifier, load
 
+VERSION = 2  # of what the weights of combine=stack mean
 ENSEMBLE_FILE = "ensemble.json"  # artifact of an ensemble's run: all that it needs beside its members' checkpoints
 
 
@@ -23,6 +24,7 @@ def describe(mixture: Mixture, run_ids: list[str], class_names: tuple[str, ...])
     described = {
         "members": [{"run": run, "recipe": recipe} for run, recipe in zip(run_ids, mixture.recipes, strict=True)],
         "combine": mixture.combine,
+        "version": VERSION,
         "weights": mixture.weights,
         "temperature": mixture.temperature,
         "class_names": list(class_names),
@@ -49,6 +51,8 @@ def load_predictor(tracker: Tracker, model: str) -> Predictor:
             described = json.loads(path.read_text())
     except RunError as error:
         raise RunError(f"{error}; make the ensemble again with ensemble.py") from None
+    if described["combine"] == "stack" and described.get("version", 1) < VERSION:
+        raise RunError(f"model={run.id}: an earlier version weighed its members otherwise; make it again, ensemble.py")
     classifiers = []
     for entry in described["members"]:
         if tracker.get(entry["run"]) is None:

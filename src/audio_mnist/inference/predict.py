@@ -99,8 +99,8 @@ class _Output:
             rows = list(csv.reader(file))
         if not rows or rows[0] != self._header:
             raise DataError(
-                f"output={self.path}: it has other columns than this model's; move it away, or resume=false "
-                "overwrites it"
+                f"output={self.path}: it has other columns than this command writes (another model, or windows); give "
+                "another output=FILE, or resume=false, which overwrites it"
             )
         return rows[1:]
 

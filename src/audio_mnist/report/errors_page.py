@@ -79,7 +79,7 @@ def by_group(right: np.ndarray, group: np.ndarray, name: str) -> pd.DataFrame:
             continue
         of_group = right[np.asarray(group == value)]
         result = score(of_group)
-        rows.append((str(value), result.accuracy, result.low, result.high, result.n))
+        rows.append((str(value), result.value, result.low, result.high, result.n))
     return pd.DataFrame(rows, columns=[name, "accuracy", "low", "high", "clips"])
 
 

@@ -1,6 +1,6 @@
 """Arrays, clips and features -> matplotlib figures, without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from audio_mnist.scoring.calibration import Reliability
 from audio_mnist.scoring.curve import Curve
 
 COLOURS = "magma"
+ROUND_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  # ticks of a frequency axis
 
 
 class LearningCurve(Protocol):
@@ -102,6 +103,32 @@ def learning_curves(learned: Sequence[LearningCurve]) -> Figure:
     return figure
 
 
+def training_curves(curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]) -> Figure:
+    """Draw losses by epoch: one panel per row of a sweep, the mean of its runs as a line, each run thin behind it.
+
+    Args:
+        curves: label -> metric ("train/loss" or "fold/loss") -> epoch -> value, one mapping per run.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axis, (label, metrics) in zip(axes, curves.items(), strict=False):
+        for (metric, runs), colour in zip(metrics.items(), ("#e6550d", "#08519c"), strict=True):
+            for run in runs:
+                axis.plot(list(run), list(run.values()), color=colour, alpha=0.25, linewidth=0.8)
+            together = pd.DataFrame(runs).mean().sort_index()
+            axis.plot(
+                together.index, together, color=colour, label="training" if metric == "train/loss" else "scored fold"
+            )
+        axis.set(title=label, xlabel="epoch", yscale="log")
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    axes[0].set_ylabel("loss (nats)")
+    axes[0].legend()
+    return figure
+
+
 def anatomy(clip: np.ndarray, rate_hz: int, fronts: dict[str, FrontEnd], title: str) -> Figure:
     """Draw one clip as a waveform and, below on the same time axis, each feature before scaling.
 
@@ -127,13 +154,14 @@ def anatomy(clip: np.ndarray, rate_hz: int, fronts: dict[str, FrontEnd], title: 
     return figure
 
 
-def grid(features: np.ndarray, front_end: FrontEnd, title: str) -> Figure:
+def grid(features: np.ndarray, front_end: FrontEnd, title: str, names: Sequence[str] | None = None) -> Figure:
     """Draw features side by side, in one colour scale, as the net receives them.
 
     Args:
         features: (n, F, N).
         front_end: front end that computed them.
         title: title of the picture.
+        names: title of each feature; None for none.
     """
     columns = min(4, len(features))
     rows = -(-len(features) // columns)
@@ -145,6 +173,8 @@ def grid(features: np.ndarray, front_end: FrontEnd, title: str) -> Figure:
             axis.set_axis_off()
             continue
         drawn = _image(axis, features[number], front_end, low, high)
+        if names is not None:
+            axis.set_title(names[number], fontsize="small")
         if number % columns:
             axis.set_ylabel("")
         if number >= len(features) - columns:
@@ -205,8 +235,21 @@ def _image(axis: Axes, x: np.ndarray, front_end: FrontEnd, low: float, high: flo
     drawn = axis.imshow(
         x, origin="lower", aspect="auto", interpolation="nearest", cmap=COLOURS, extent=extent, vmin=low, vmax=high
     )
-    rows_shown = np.unique(np.linspace(0, rows - 1, min(5, rows)).round().astype(int))
-    values = front_end.row_values()
-    axis.set_yticks(rows_shown, [f"{values[row]:.0f}" for row in rows_shown])
+    axis.set_yticks(*_ticks(front_end.row_values(), rows, front_end.row_label.endswith("(Hz)")))
     axis.set_ylabel(front_end.row_label)
     return drawn
+
+
+def _ticks(values: np.ndarray, rows: int, in_hz: bool) -> tuple[np.ndarray, list[str]]:
+    """Return positions and texts of ticks: round frequencies, or five rows."""
+    if in_hz:
+        rising = np.maximum.accumulate(values)
+        ticks: dict[int, float] = {}
+        for hz in reversed(ROUND_HZ):
+            at = float(np.interp(hz, rising, np.arange(rows)))
+            if rising[0] <= hz <= rising[-1] and at <= min(ticks.values(), default=rows) - rows / 14:  # texts apart
+                ticks[hz] = at
+        if len(ticks) >= 2:
+            return np.array([*ticks.values()]), [f"{hz // 1000}k" if hz >= 1000 else str(hz) for hz in ticks]
+    shown = np.unique(np.linspace(0, rows - 1, min(5, rows)).round().astype(int))
+    return shown, [f"{values[row]:.0f}" for row in shown]

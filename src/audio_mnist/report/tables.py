@@ -10,22 +10,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from audio_mnist.config import fingerprint, recipe
 from audio_mnist.features import title_of
 from audio_mnist.scoring.calibration import Reliability
 from audio_mnist.scoring.intervals import FEW, Paired, Score
+from audio_mnist.scoring.measures import MEASURES
 
 ENSEMBLE = "Ensemble"
 
 
-def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+def member_labels(recipes: Mapping[str, dict[str, Any]], *, seeds: bool = False) -> dict[str, str]:
     """Name every recipe by its feature, and by the settings that differ between recipes of that feature.
 
     Args:
         recipes: fingerprint -> config; a run's fold does not count.
+        seeds: whether seeds do not count either. Recipes that differ in the seed alone then share a name.
 
     >>> member_labels({key: {"feature": {"name": "mel"}, "seed": seed} for key, seed in (("a", 0), ("b", 1))})
     {'a': 'Mel seed=0', 'b': 'Mel seed=1'}
     """
+    if seeds:
+        alike = {key: _without_seed(config) for key, config in recipes.items()}
+        firsts = {text: key for key, text in reversed(alike.items())}
+        named = member_labels({key: recipes[key] | {"seed": 0} for key in firsts.values()})
+        return {key: named[firsts[text]] for key, text in alike.items()}
     flat = {key: _flatten(value) for key, value in recipes.items()}
     labels = {}
     for key, config in flat.items():
@@ -39,6 +47,10 @@ def member_labels(recipes: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         counts = Counter(labels.values())
         labels = {k: f"{label} ({distinguish(k)})" if counts[label] > 1 else label for k, label in labels.items()}
     return labels
+
+
+def _without_seed(config: dict[str, Any]) -> str:
+    return fingerprint({key: value for key, value in recipe(config).items() if key not in ("fold", "seed")})
 
 
 def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[int]) -> Table:
@@ -60,10 +72,20 @@ def fold_table(rows: Mapping[str, Mapping[int, float | str]], folds: Sequence[in
     return table
 
 
-def fold_caption(clips: int, scored: int, count: int) -> str:
+def fold_caption(clips: int, scored: int, count: int, measure: str = "accuracy") -> str:
     """Describe a fold table in one line."""
+    name = MEASURES[measure][0].upper() + MEASURES[measure][1:]
     folds = f"{count} folds" if scored == count else f"{scored} of {count} folds"
-    return f"Accuracy on each scored fold; n = {clips} clips in {folds}"
+    return f"{name} on each scored fold; n = {clips} clips in {folds}"
+
+
+def metric_name(label: str) -> str:
+    """Replace what MLflow does not allow in a metric's name.
+
+    >>> metric_name("Mel seed=0")
+    'Mel seed_0'
+    """
+    return "".join(c if c.isalnum() or c in "._- " else "_" for c in label)
 
 
 def mean_sd(values: Sequence[float]) -> str:
@@ -77,38 +99,67 @@ def mean_sd(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
-def score_table(rows: Mapping[str, Score]) -> Table:
-    """Tabulate accuracies with interval and n, and the number of speakers that the interval resamples."""
+def score_table(rows: Mapping[str, Mapping[str, Score]], unit: str = "speaker") -> Table:
+    """Tabulate scores with interval, n, and the number of groups that the intervals are about.
+
+    Args:
+        rows: measure -> label -> score; the leading measure first.
+        unit: what a group is.
+    """
     table = Table()
-    grouped = any(s.speakers for s in rows.values())
-    for name in ("", "accuracy", "95% interval", "n", *(["speakers"] if grouped else [])):
+    leading = next(iter(rows.values()))
+    grouped, seeded = (any(getattr(s, key) for s in leading.values()) for key in ("speakers", "seeds"))
+    for name in ("", *(part for measure in rows for part in (MEASURES[measure], "95% interval")), "n"):
         table.add_column(name, justify="left" if name == "" else "right")
-    for label, s in rows.items():
-        style = "bold" if label == ENSEMBLE else ""
-        cells = [f"{s.accuracy:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(s.n), *([str(s.speakers)] if grouped else [])]
-        table.add_row(Text(label), *cells, style=style)
+    if seeded:
+        table.add_column("over seeds", justify="right")
+    if grouped:
+        table.add_column(f"{unit}s", justify="right")
+    for label, s in leading.items():
+        cells = []
+        for of_label in (of_measure[label] for of_measure in rows.values()):
+            cells += [f"{of_label.value:.4f}", f"{of_label.low:.4f} to {of_label.high:.4f}"]
+        span = f"{min(s.seeds):.4f} to {max(s.seeds):.4f}" if s.seeds else ""
+        cells += [str(s.n), *([span] if seeded else []), *([str(s.speakers)] if grouped else [])]
+        table.add_row(Text(label), *cells, style="bold" if label == ENSEMBLE else "")
     return table
 
 
-def paired_line(first: str, second: str, result: Paired) -> str:
-    """Describe the comparison of two classifiers on the same clips in one sentence."""
-    over = f" over {result.speakers} speakers" if result.speakers else ""
-    return (
-        f"{first} minus {second}, paired on {result.n} recordings{over}: {100 * result.difference:+.2f} points "
-        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p_value:.2g}); "
+def paired_line(first: str, second: str, results: Mapping[str, Paired], unit: str = "speaker") -> str:
+    """Describe the comparison of two classifiers on the same clips in one sentence.
+
+    Args:
+        first: name of the first.
+        second: name of the second.
+        results: measure -> comparison; the leading measure first.
+        unit: what a group is.
+    """
+    (leading, result), *others = results.items()
+    over = f" over {result.speakers} {unit}s" if result.speakers else ""
+    of = "" if leading == "accuracy" else f" of {MEASURES[leading]}"
+    line = (
+        f"{first} minus {second}, paired on {result.n} recordings{over}: {_points(result, of)}; "
         f"only one right: {first} {result.only_first}, {second} {result.only_second}"
+    )
+    return line + "".join(f"; {MEASURES[measure]} {_points(other)}" for measure, other in others)
+
+
+def _points(result: Paired, of: str = "") -> str:
+    return (
+        f"{100 * result.difference:+.2f} points{of} "
+        f"(95% interval {100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p_value:.2g})"
     )
 
 
-def speakers_line(speakers: int) -> str:
-    """Explain a wide interval where speakers are few, "" where they are not.
+def speakers_line(speakers: int, unit: str = "speaker") -> str:
+    """Explain a wide interval where speakers, or other groups, are few, "" where they are not.
 
     >>> speakers_line(6)
     'Only 6 speakers are scored, so the intervals are wide: they hold for other speakers too.\\n'
     """
     if not 0 < speakers < FEW:
         return ""
-    return f"Only {speakers} speakers are scored, so the intervals are wide: they hold for other speakers too.\n"
+    return f"Only {speakers} {unit}s are scored, so the intervals are wide: they hold for other {unit}s too.\n"
 
 
 def calibration_line(label: str, before: Reliability, after: Reliability, temperature: float) -> str:

@@ -4,6 +4,7 @@ Interval and test are one procedure: the p-value of a difference is below 0.05 e
 95% interval excludes 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,25 +20,39 @@ FEW = 20  # fewer speakers than this make intervals wide, and the text mentions 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy with its 95% interval.
+    """A score, such as accuracy, with its 95% interval.
 
     Attributes:
-        accuracy: share of right answers.
+        value: the score; of accuracy the share of right answers.
         low: lower end of the interval.
         high: upper end of the interval.
         n: number of recordings.
         speakers: number of speakers that the interval is about; 0 where recordings count as independent.
+        seeds: the score of each seed, where this is their mean; the interval is then for a run of one seed.
     """
 
-    accuracy: float
+    value: float
     low: float
     high: float
     n: int
     speakers: int = 0
+    seeds: tuple[float, ...] = ()
+
+
+def average(scores: Sequence[Score]) -> Score:
+    """Return the mean of the scores of several seeds on the same recordings; one score stays as it is.
+
+    >>> average([Score(0.8, 0.7, 0.9, 10), Score(0.9, 0.8, 1.0, 10)]).seeds
+    (0.8, 0.9)
+    """
+    if len(scores) == 1:
+        return scores[0]
+    value, low, high = (float(np.mean([getattr(one, key) for one in scores])) for key in ("value", "low", "high"))
+    return Score(value, low, high, scores[0].n, scores[0].speakers, tuple(one.value for one in scores))
 
 
 def score(correct: np.ndarray, speakers: np.ndarray | None = None) -> Score:
-    """Score (n,) booleans, n at least 1.
+    """Score (n,) right answers, n at least 1: booleans, or shares such as the mean over seeds.
 
     Without speakers: Wilson's interval, 1927, which takes recordings as
     independent. With two speakers or more the interval is for other speakers. It
@@ -49,10 +64,10 @@ def score(correct: np.ndarray, speakers: np.ndarray | None = None) -> Score:
         speakers: (n,) names, None where recordings are independent.
 
     >>> result = score(np.array([True] * 9 + [False]))
-    >>> result.accuracy, round(result.low, 4), round(result.high, 4)
+    >>> result.value, round(result.low, 4), round(result.high, 4)
     (0.9, 0.5958, 0.9821)
     """
-    right, n = int(np.sum(correct)), len(correct)
+    right, n = float(np.sum(correct)), len(correct)
     low, high = wilson(right, n, _quantile())
     sums, clips = _sums(correct, speakers)
     if len(clips) > 1:
@@ -143,7 +158,7 @@ def mean_difference(
     return mean, low, high
 
 
-def wilson(right: int, n: int, z: float) -> tuple[float, float]:
+def wilson(right: float, n: int, z: float) -> tuple[float, float]:
     """Return Wilson's interval of `right` of `n`, `z` standard deviations to each side.
 
     scipy takes a level instead, which rounds to 1 above 8 standard deviations.

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
+from audio_mnist.scoring.calibration import PRIOR as SCALE_PRIOR
 from audio_mnist.scoring.calibration import tempered
+
+LEAST = 1e-6  # least probability of a member, so that none can rule a class out
+PRIOR = 3.0  # clips' worth of belief in equal weights; chosen on folds (docs/results.md)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Mixture:
         if self.combine == "stack":
             of_member = np.array(self.recipes)
             means = [combine(probabilities[of_member == recipe], "mean") for recipe in self.weights]
-            p = np.tensordot(list(self.weights.values()), np.stack(means), axes=1)
+            p = weighted(np.stack(means), np.array(list(self.weights.values())))
         else:
             p = combine(probabilities, self.combine)
         return tempered(p, self.temperature) if self.temperature != 1 else p
@@ -71,8 +75,21 @@ def combine(probabilities: np.ndarray, how: str) -> np.ndarray:
     raise ValueError(f"combine={how}: expected mean, logit_mean or vote")
 
 
+def weighted(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted geometric mean of (M, n, C) probabilities, normalised.
+
+    >>> weighted(np.array([[[0.8, 0.2]], [[0.5, 0.5]]]), np.array([1.0, 0.0])).round(4)
+    array([[0.8, 0.2]])
+    """
+    return softmax(np.tensordot(weights, _logarithms(probabilities), axes=1), axis=1)
+
+
 def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Find the weights of least log loss of the weighted mean; none is negative, their sum is 1.
+    """Find the weights of least log loss of the weighted geometric mean; none is negative, their sum is 1.
+
+    A penalty of `PRIOR` / n times the squared distances from equal weights keeps
+    few clips from deciding much. The scale of the weights, a temperature, has the
+    penalty of `calibration.fit_temperature`.
 
     Args:
         probabilities: (M, n, C) of clips that the members did not train on.
@@ -81,34 +98,35 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Returns:
         (M,) float64.
 
-    Source: the convex case of Breiman, "Stacked regressions", 1996.
+    Source: the logarithmic opinion pool of Genest and Zidek, "Combining
+    probability distributions", 1986, with weights fitted as those of a logistic
+    regression, whose scale is a temperature.
 
-    >>> right, wrong = np.array([[0.9, 0.1]] * 3), np.array([[0.1, 0.9]] * 3)
-    >>> fit_weights(np.stack([right, wrong]), np.array([0, 0, 0])).round(3)
+    >>> right, wrong = np.array([[0.9, 0.1]] * 300), np.array([[0.1, 0.9]] * 300)
+    >>> fit_weights(np.stack([right, wrong]), np.zeros(300, dtype=int)).round(2)
     array([1., 0.])
     """
-    members = len(probabilities)
-    of_truth = np.asarray(probabilities, dtype=np.float64)[:, np.arange(len(targets)), targets]  # (M, n)
-    of_truth = np.maximum(of_truth, 1e-12)
+    members, n = len(probabilities), len(targets)
+    logs = _logarithms(probabilities)  # (M, n, C)
+    of_truth = logs[:, np.arange(n), targets]  # (M, n)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = np.maximum(weights @ of_truth, 1e-12)
-        return -np.log(mixed).mean(), -(of_truth / mixed).mean(axis=1)
+        mixed = np.tensordot(weights, logs, axes=1)
+        p = softmax(mixed, axis=1)
+        cross = logsumexp(mixed, axis=1) - weights @ of_truth
+        slope = np.tensordot(logs, p, axes=([1, 2], [0, 1])) - of_truth.sum(axis=1)
+        apart, scale = weights - weights.mean(), np.log(max(weights.sum(), LEAST))
+        penalty = PRIOR * (apart @ apart) + SCALE_PRIOR * scale**2
+        change = 2 * PRIOR * apart + 2 * SCALE_PRIOR * scale / max(weights.sum(), LEAST)
+        return cross.mean() + penalty / n, (slope + change) / n
 
-    found = minimize(
-        loss,
-        np.full(members, 1 / members),
-        jac=True,
-        method="SLSQP",
-        bounds=[(0, 1)] * members,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
-    )
-    weights = np.clip(found.x, 0, 1)
-    return weights / weights.sum()
+    start = np.full(members, 1 / members)
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 20)] * members).x
+    return weights / weights.sum() if weights.sum() > 0 else start
 
 
 def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
-    """Weigh members with weights that were fitted on the other folds; return (n, C) means.
+    """Weigh members with weights that were fitted on the other folds; return (n, C) weighted geometric means.
 
     A clip's label has no part in the weights that it is scored with. Where all
     clips are of one fold the members weigh the same.
@@ -121,10 +139,14 @@ def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -
     >>> stack(np.full((2, 4, 2), 0.5), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])).shape
     (4, 2)
     """
-    combined = combine(probabilities, "mean")
+    combined = combine(probabilities, "logit_mean")
     for fold in np.unique(fold_of):
         others = fold_of != fold
         if others.any():
             weights = fit_weights(probabilities[:, others], targets[others])
-            combined[~others] = np.tensordot(weights, probabilities[:, ~others], axes=1)
+            combined[~others] = weighted(probabilities[:, ~others], weights)
     return combined
+
+
+def _logarithms(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), LEAST))

@@ -6,14 +6,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from audio_mnist.augment.waveform import middle
+from audio_mnist.errors import ConfigError
+from audio_mnist.features.onnx_encoder import DOMAIN, OnnxEncoder
 from audio_mnist.inference.predictor import Predictor
-from audio_mnist.scoring.mixture import Mixture
+from audio_mnist.scoring.mixture import LEAST, Mixture
 from audio_mnist.system import devices
 from audio_mnist.training.classifier import Classifier
 
@@ -98,9 +100,10 @@ def _mixed(mixture: Mixture, members: Tensor) -> Tensor:
     """Join (M, B, C) probabilities into (B, C), as `Mixture` does."""
     mean = members.mean(dim=0)
     if mixture.combine == "stack":
-        counts = {recipe: mixture.recipes.count(recipe) for recipe in mixture.weights}
-        shares = torch.tensor([mixture.weights[recipe] / counts[recipe] for recipe in mixture.recipes])
-        p = (members * shares[:, None, None]).sum(dim=0)
+        rows = [[i for i, of in enumerate(mixture.recipes) if of == recipe] for recipe in mixture.weights]
+        means = torch.stack([members[own].mean(dim=0) for own in rows])  # (recipes, B, C)
+        weights = torch.tensor(list(mixture.weights.values()))[:, None, None]
+        p = (weights * means.clamp_min(LEAST).log()).sum(dim=0).softmax(dim=1)
     elif mixture.combine == "logit_mean":
         p = members.clamp_min(_LEAST).log().mean(dim=0).softmax(dim=1)
     elif mixture.combine == "vote":
@@ -145,11 +148,64 @@ def export(predictor: Predictor, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    model = _with_encoders(program.model_proto, OnnxEncoder.contents)
     described = {"class_names": predictor.class_names, "windows": [window._asdict() for window in graph.windows]}
     onnx.helper.set_model_props(model, {METADATA: json.dumps(described)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def _with_encoders(model: Any, contents: dict[str, bytes]) -> Any:
+    """Put the graphs of ONNX encoders in the place of the nodes that stand for them.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        contents: path -> text of the encoder's file.
+    """
+
+    nodes = []
+    for number, node in enumerate(model.graph.node):
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        path = next(one.s.decode() for one in node.attribute if one.name == "path")
+        graph = _encoder(contents[path], path, f"encoder{number}/")
+        renamed = {graph.input[0].name: node.input[0], graph.output[0].name: node.output[0]}
+        for inner in graph.node:
+            for names in (inner.input, inner.output):
+                names[:] = [renamed.get(name, name) for name in names]
+        nodes += graph.node
+        model.graph.initializer.extend(graph.initializer)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [one for one in model.opset_import if one.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return model
+
+
+def _encoder(content: bytes, path: str, prefix: str) -> Any:
+    """Return an encoder's graph in our version of ONNX, its names after a prefix.
+
+    Raises:
+        ConfigError: it has operators that ONNX itself does not define, or another version.
+    """
+    import onnx
+    import onnx.version_converter  # not imported by onnx itself
+
+    model = onnx.load_from_string(content)
+    domains = sorted({one.domain for one in model.opset_import} - {"", "ai.onnx"})
+    used = [domain for domain in domains if any(node.domain == domain for node in model.graph.node)]
+    try:
+        if used or model.functions:
+            raise ValueError(f"operators of {', '.join(used) or 'its own functions'}")
+        model = onnx.version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter has errors of its own
+        raise ConfigError(
+            f"feature.path={path}: the encoder cannot be part of an exported ensemble ({error}); export it with "
+            f"standard operators of ONNX, opset {OPSET} or earlier"
+        ) from None
+    return onnx.compose.add_prefix(model, prefix).graph
 
 
 @contextlib.contextmanager

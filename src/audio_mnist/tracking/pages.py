@@ -17,7 +17,10 @@ def save_view(tracker: Tracker) -> str:
     MLflow keeps such views as tags of the experiment. It ignores one that it
     cannot read.
     """
-    metrics, params = ("best/accuracy", "best/loss", "oof/accuracy"), ("feature.name", "model.name", "fold")
+    metrics, params = (
+        ("best/accuracy", "best/loss", "oof/accuracy"),
+        ("feature.name", "model.name", "fold"),
+    )
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
     state = {
         "searchFilter": "",

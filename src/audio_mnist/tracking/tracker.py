@@ -23,6 +23,7 @@ BEST_CHECKPOINT = "checkpoints/best.ckpt"  # artifact of every training run
 CONFIG = "config.yaml"  # artifact of every training run
 BROKEN = "broken"  # tag of a run that finished and lost an artifact
 DIGESTS = "digests"  # tag: JSON, artifact -> `digest_of` its bytes
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"  # the page that the experiment opens with
 _PARENT = "mlflow.parentRunId"
 _PARAM_CHARACTERS = 6000  # MLflow's limit
 _PARAMS = 100  # MLflow's limit for one call
@@ -75,6 +76,10 @@ class NullTracker:
         """Return no run."""
         return []
 
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """Return no value."""
+        return {}
+
     def usable(self, runs: list[RunRecord]) -> RunRecord | None:
         """Return None."""
         return None
@@ -117,13 +122,15 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name, artifact_location=artifacts)
+                return self.client.create_experiment(name, artifact_location=artifacts, tags={_KIND: _TRAINING})
             except MlflowException:  # another process was quicker
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise RunError(f"tracking.experiment={name} was deleted in MLflow; restore it or choose another name")
+        if _KIND not in found.tags:  # made by an earlier version
+            self.client.set_experiment_tag(found.experiment_id, _KIND, _TRAINING)
         return found.experiment_id
 
     def start(
@@ -222,6 +229,11 @@ class Tracker:
                 token = page.token
                 if not token:
                     return found
+
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """Return epoch -> value of a run's metric."""
+        with mlflow_errors(f"run {run_id}"):
+            return {one.step: one.value for one in self.client.get_metric_history(run_id, metric)}
 
     def usable(self, runs: list[RunRecord]) -> RunRecord | None:
         """Return the newest finished run whose artifacts are those that it logged; None where there is none.
