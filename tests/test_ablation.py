@@ -16,7 +16,12 @@ TRACKER = cast(Tracker, None)
 
 
 def variant(singles: dict[str, float], right: list[bool]) -> ablation.Variant:
-    return ablation.Variant(singles, np.array(right), np.where(right, 0.1, 2.0), CLIPS)
+    return ablation.Variant(
+        {title: np.array([value]) for title, value in singles.items()},
+        np.array(right),
+        np.where(right, 0.1, 2.0),
+        CLIPS,
+    )
 
 
 def job(run_id: str, name: str, title: str = "Mel", fold: int = 0, status: str = "FINISHED") -> JobOutcome:
@@ -34,7 +39,7 @@ def test_table_takes_features_that_the_default_lacks() -> None:
     )
     assert [str(column.header) for column in table.columns][:4] == ["variant", "Mel", "MFCC", "ensemble"]
     lines = {line.split("│")[1].strip(): line for line in tables.render(table).splitlines() if "│" in line}
-    assert "nan" in lines["default"] and "+25.00 (" in lines["other"] and "-0.475 (" in lines["other"]
+    assert "│      - │" in lines["default"] and "+25.00 (" in lines["other"] and "-0.475 (" in lines["other"]
 
 
 def test_render_leaves_out_a_variant_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,5 +66,5 @@ def test_read_tells_runs_apart_by_their_titles(monkeypatch: pytest.MonkeyPatch) 
     titles = {"1": "batch 32", "2": "batch 64", "3": "batch 32", "4": "batch 64"}
     found = ablation.read(TRACKER, [job(i, "default", titles[i], int(i > "2")) for i in p])
     assert found is not None and found.clips == ("a", "b")
-    assert found.singles == {"batch 32": 1.0, "batch 64": 0.5}
+    assert {title: right.mean() for title, right in found.singles.items()} == {"batch 32": 1.0, "batch 64": 0.5}
     np.testing.assert_allclose(found.loss, -np.log([0.6, 0.7]))

@@ -48,9 +48,9 @@ def test_suspects_find_drawn_label_errors() -> None:
 
 @pytest.mark.slow
 def test_changed_labels_of_real_clips_lead_the_list(real_data: Path, tmp_path: Path) -> None:
-    """FSDD with 2% of its labels changed, Mel alone, few steps: most of the first 60 in the list were changed."""
-    rng, paths = random.Random(1), sorted((real_data / "fsdd" / "recordings").glob("*.wav"))
-    changed = {str(path) for path in rng.sample(paths, 60)}
+    """Half of FSDD with 2% of its labels changed, few steps: most of the first 30 in the list were changed."""
+    rng, paths = random.Random(1), sorted((real_data / "fsdd" / "recordings").glob("*.wav"))[::2]
+    changed = {str(path) for path in rng.sample(paths, 30)}
     with open(tmp_path / "clips.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label"))
@@ -58,12 +58,12 @@ def test_changed_labels_of_real_clips_lead_the_list(real_data: Path, tmp_path: P
             digit = int(path.name[0])
             writer.writerow((path, (digit + rng.randint(1, 9)) % 10 if str(path) in changed else digit))
     given = ["data=csv", "data.manifest=clips.csv", "data.settings.allow_outside=true", "data.clip_s=1.0"]
-    quick = ["folds.count=3", "fold=0,1,2", "trainer.max_steps=500", "trainer.min_epochs=1"]
+    quick = ["folds.count=2", "fold=0,1", "trainer.max_steps=400", "trainer.min_epochs=1"]
     assert run_command(tmp_path, "train.py", *given, *quick, "-m").returncode == 0
     done = run_command(tmp_path, "ensemble.py", "run_ids=latest")
     assert done.returncode == 0, done.stderr
     listed = pd.read_csv(next(tmp_path.rglob("label_errors.csv")))
-    assert listed["clip_id"].head(60).isin(changed).mean() >= 0.6
+    assert listed["clip_id"].head(30).isin(changed).mean() >= 0.6
 
 
 def test_subsets_are_nested_stratified_and_leave_the_fold_alone() -> None:

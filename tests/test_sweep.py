@@ -146,7 +146,7 @@ def test_summary_text_says_what_did_not_finish_and_why() -> None:
 
 def test_summary_text_adds_the_ensembles_row() -> None:
     """Where all features finished a fold."""
-    text = summary_text(replace(outcome_of(0.5, 1.0), ensemble={0: 0.75, 1: 1.0}), [])
+    text = summary_text(replace(outcome_of(0.5, 1.0), ensemble={0: {0: 0.75, 1: 1.0}}), [])
     assert "│ Ensemble │ 0.7500 │ 1.0000 │" in text
 
 

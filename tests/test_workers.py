@@ -36,7 +36,7 @@ def test_launcher_finds_the_started_workers(tracking_uri: str | None, imported: 
     options = {key: value for key, value in OmegaConf.to_container(config.hydra.launcher).items() if key != "_target_"}
     found = Parallel(**options | {"backend": "loky", "timeout": 60})(delayed(eval)(ASK) for _ in range(4))
     assert {pid for pid, _ in found} <= started
-    assert all(names == imported for _, names in found)
+    assert all(set(imported) <= set(names) for _, names in found)  # more, where an earlier sweep of this process did
     launcher.stop()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in started)
 

@@ -19,46 +19,75 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Variant:
-    """Out-of-fold probabilities of one variant's runs.
+    """Out-of-fold answers of one variant's runs.
+
+    Runs of several seeds count as one: each number is then the mean over seeds, so that no clip counts twice.
 
     Attributes:
-        singles: title -> accuracy of its runs' clips.
-        right: (n,) booleans of the mean over titles.
-        loss: (n,) log loss of that mean, nats.
+        singles: title -> (n,) right answers of its runs, 0 to 1.
+        right: (n,) right answers of the titles together, 0 to 1.
+        loss: (n,) log loss of that ensemble, nats.
         clips: (n,) clip ids, in the order of the others.
+        by_seed: the variant of each seed; itself where there is one seed.
     """
 
-    singles: dict[str, float]
+    singles: dict[str, np.ndarray]
     right: np.ndarray
     loss: np.ndarray
     clips: tuple[str, ...]
+    by_seed: tuple["Variant", ...] = ()
 
 
-def read(tracker: AnyTracker, jobs: Sequence[JobOutcome]) -> Variant | None:
+def read(tracker: AnyTracker, jobs: Sequence[JobOutcome], combine: str = "mean") -> Variant | None:
     """Read one variant from what its finished runs logged.
 
     Args:
         tracker: where the runs are tracked.
         jobs: finished jobs of one variant.
+        combine: how its features are joined: "mean", or "stack" with weights of the other folds.
 
     Returns:
-        The variant; None where a feature lacks a fold that another has.
+        The variant; None where a feature or a seed lacks a fold that another has.
     """
-    by_title: dict[str, list[pd.DataFrame]] = {}
+    found = [
+        _read_seed(tracker, [job for job in jobs if job.seed == seed], combine)
+        for seed in sorted({job.seed for job in jobs})
+    ]
+    whole = [one for one in found if one is not None]
+    if len(whole) < len(found) or any(
+        one.clips != whole[0].clips or set(one.singles) != set(whole[0].singles) for one in whole
+    ):
+        return None
+    return whole[0] if len(whole) == 1 else average(whole)
+
+
+def average(variants: Sequence[Variant]) -> Variant:
+    """Return the mean of one variant's seeds."""
+    singles = {title: np.mean([one.singles[title] for one in variants], axis=0) for title in variants[0].singles}
+    right, loss = (np.mean([getattr(one, key) for one in variants], axis=0) for key in ("right", "loss"))
+    return Variant(singles, right, loss, variants[0].clips, tuple(variants))
+
+
+def _read_seed(tracker: AnyTracker, jobs: Sequence[JobOutcome], combine: str) -> Variant | None:
+    by_title: dict[str, dict[int, pd.DataFrame]] = {}
     for job in sorted(jobs, key=lambda job: job.fold):
         assert job.run is not None
-        by_title.setdefault(job.title, []).append(logged_predictions(tracker, job.run.id))
-    joined = {title: pd.concat(parts, ignore_index=True) for title, parts in by_title.items()}
+        by_title.setdefault(job.title, {})[job.fold] = logged_predictions(tracker, job.run.id)
+    joined = {title: pd.concat(list(parts.values()), ignore_index=True) for title, parts in by_title.items()}
     first = next(iter(joined.values()))
     if any(table["clip_id"].tolist() != first["clip_id"].tolist() for table in joined.values()):
         return None
     truth = first["label"].map({name: number for number, name in enumerate(classes_of(first))}).to_numpy()
     p = np.stack([probabilities_of(table) for table in joined.values()])  # (titles, n, C)
-    mean = mixture.combine(p, "mean")
+    if combine == "stack":
+        parts = next(iter(by_title.values()))
+        together = mixture.stack(p, truth, np.repeat(list(parts), [len(part) for part in parts.values()]))
+    else:
+        together = mixture.combine(p, combine)
     return Variant(
-        {title: float((answers.argmax(axis=1) == truth).mean()) for title, answers in zip(joined, p, strict=True)},
-        mean.argmax(axis=1) == truth,
-        calibration.log_loss(mean, truth),
+        {title: answers.argmax(axis=1) == truth for title, answers in zip(joined, p, strict=True)},
+        together.argmax(axis=1) == truth,
+        calibration.log_loss(together, truth),
         tuple(first["clip_id"]),
     )
 
@@ -81,30 +110,59 @@ def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -
     titles = list(dict.fromkeys(title for v in variants.values() for title in v.singles))
     drawn = Table()
     drawn.add_column("variant")
-    for name in (*titles, "ensemble", "minus default, points", "p", "log loss", "minus default"):
+    several = len(base.by_seed) > 1
+    for name in (
+        *titles,
+        "ensemble",
+        "minus default, points",
+        "by seed" if several else "p",
+        "log loss",
+        "minus default",
+    ):
         drawn.add_column(name, justify="right")
     for name, variant in variants.items():
-        cells = [f"{variant.singles.get(title, float('nan')):.4f}" for title in titles]
+        cells = [f"{variant.singles[title].mean():.4f}" if title in variant.singles else "-" for title in titles]
         cells.append(f"{variant.right.mean():.4f}")
         if name == DEFAULT:
             cells += ["", "", f"{variant.loss.mean():.4f}", ""]
         else:
-            paired = intervals.compare(variant.right, base.right, groups)
-            cells.append(f"{100 * paired.difference:+.2f} ({100 * paired.low:+.2f} to {100 * paired.high:+.2f})")
+            cells += _difference(variant, base, groups)
             worse, low, high = intervals.mean_difference(variant.loss, base.loss, groups)
-            cells += [f"{paired.p_value:.2g}", f"{variant.loss.mean():.4f}"]
+            cells.append(f"{variant.loss.mean():.4f}")
             cells.append(f"{worse:+.3f} ({low:+.3f} to {high:+.3f})")
         drawn.add_row(Text(name), *cells, style="bold" if name == DEFAULT else "")
     return drawn
 
 
-def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[str, str] | None) -> str:
+def _alike(one: Variant, other: Variant) -> bool:
+    return one.clips == other.clips and len(one.by_seed) == len(other.by_seed)
+
+
+def _difference(variant: Variant, base: Variant, groups: np.ndarray | None) -> list[str]:
+    """Return the difference in points with its interval; then its p-value or, of several seeds, each seed's own."""
+    if not base.by_seed:
+        paired = intervals.compare(variant.right, base.right, groups)
+        difference, low, high, last = paired.difference, paired.low, paired.high, f"{paired.p_value:.2g}"
+    else:
+        difference, low, high = intervals.mean_difference(variant.right, base.right, groups)
+        within = [
+            100 * (one.right.mean() - other.right.mean())
+            for one, other in zip(variant.by_seed, base.by_seed, strict=True)
+        ]
+        last = ", ".join(f"{points:+.1f}" for points in within)
+    return [f"{100 * difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})", last]
+
+
+def render(
+    tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[str, str] | None, unit: str = "speaker"
+) -> str:
     """Render the table of a sweep over variants, with what stands under it; "" where there is nothing to compare.
 
     Args:
         tracker: where the runs are tracked.
         jobs: all jobs of the sweep. Two variants share a run where they are the same for its feature.
         group_of: clip id -> group where folds are by group.
+        unit: what a group is.
     """
     names = sorted(dict.fromkeys(job.variant for job in jobs), key=lambda name: name != DEFAULT)  # the default first
     by_variant = {name: [job for job in jobs if job.variant == name] for name in names}
@@ -116,16 +174,18 @@ def render(tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: Mapping[st
     variants: dict[str, Variant] = {}
     for name, of_variant in complete.items():
         found = read(tracker, of_variant)
-        if found is not None and (name == DEFAULT or found.clips == variants[DEFAULT].clips):
+        if found is not None and (name == DEFAULT or _alike(found, variants[DEFAULT])):
             variants[name] = found
         elif name == DEFAULT:
             return ""
     left_out = [name for name in names if name not in variants]
 
-    by = "recordings count as independent" if groups_of(variants[DEFAULT], group_of) is None else "for other speakers"
+    by = "recordings count as independent" if groups_of(variants[DEFAULT], group_of) is None else f"for other {unit}s"
     title = "Each variant out of fold; its ensemble is the mean of its features' probabilities."
     text = tables.render(table(variants, group_of), title)
     text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"
+    if variants[DEFAULT].by_seed:
+        text += "Every number is the mean over seeds; differences are paired within a seed.\n"
     if left_out:
         text += f"left out, since not all of their runs finished or they score other clips: {', '.join(left_out)}\n"
     return text

@@ -40,7 +40,7 @@ class Learned:
 
 
 def render(
-    tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: dict[str, str] | None
+    tracker: AnyTracker, jobs: Sequence[JobOutcome], group_of: dict[str, str] | None, unit: str = "speaker"
 ) -> tuple[str, Figure | None]:
     """Describe a learning curve as text and as a picture; "" and None where the whole set or any share is lacking.
 
@@ -48,6 +48,7 @@ def render(
         tracker: where the runs are tracked.
         jobs: all jobs of the sweep.
         group_of: clip id -> group where folds are by group.
+        unit: what a group is.
     """
     by_subset: dict[str, list[JobOutcome]] = {}
     for job in jobs:
@@ -61,9 +62,9 @@ def render(
         return "", None
     groups = groups_of(whole, group_of)
     text = tables.render(_table(complete, shares, groups), "Out of fold, by the training clips that the runs had")
-    learned = [_learned(unit, complete, shares, groups) for unit in ("clips", "speakers")]
+    learned = [_learned(counted, complete, shares, groups) for counted in ("clips", "speakers")]
     curves = [one for one in learned if one is not None]
-    about = "other recordings" if groups is None else "other speakers"
+    about = "other recordings" if groups is None else f"other {unit}s"
     text += f"n = {len(whole.right)} recordings, the same for all; 95% intervals for {about}\n"
     text += "".join(f"{one.sentence}\n" for one in curves)
     missing = [name for name in by_subset if name not in shares]
@@ -80,7 +81,7 @@ def _table(jobs: dict[str, list[JobOutcome]], shares: dict[str, Variant], groups
         score = intervals.score(shares[name].right, groups)
         sizes = [f"{_size(jobs[name], unit):.0f}" for unit in ("clips", "speakers")]
         interval = f"{score.low:.4f} to {score.high:.4f}"
-        drawn.add_row(name, *sizes, f"{score.accuracy:.4f}", interval, f"{shares[name].loss.mean():.4f}")
+        drawn.add_row(name, *sizes, f"{score.value:.4f}", interval, f"{shares[name].loss.mean():.4f}")
     return drawn
 
 
@@ -96,7 +97,7 @@ def _learned(
     sizes = np.array([_size(jobs[name], unit) for name in names])
     if len(np.unique(sizes)) < 2:
         return None
-    wrong = np.stack([~shares[name].right for name in names], axis=1).astype(float)  # (n, K)
+    wrong = np.stack([1.0 - shares[name].right for name in names], axis=1)  # (n, K)
     which = np.arange(len(wrong)) if groups is None else np.unique(groups, return_inverse=True)[1]
     summed = np.stack([np.bincount(which, weights=column) for column in wrong.T], axis=1)  # (G, K)
     clips = np.bincount(which).astype(float)

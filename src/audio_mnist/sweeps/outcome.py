@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from audio_mnist.data.folds import ALL
+from audio_mnist.report.tables import ENSEMBLE
 from audio_mnist.tracking.tracker import RunRecord
+
+FOUND = "found"  # variant: the settings that a search found
+_METRICS = ("accuracy", "loss", "balanced_accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class JobOutcome:
         reason: why it did not finish, "" where it did.
         subset: the share of the training clips that it was given.
         trained_on: number of its training clips, and of their speakers.
+        score: the leading score.
+        seed: its random seed.
     """
 
     overrides: str
@@ -34,6 +41,8 @@ class JobOutcome:
     reason: str = ""
     subset: str = ALL
     trained_on: tuple[int, int] = (0, 0)
+    score: str = "accuracy"
+    seed: int = 0
 
     @property
     def finished(self) -> bool:
@@ -42,10 +51,10 @@ class JobOutcome:
 
     @property
     def cell(self) -> float | str:
-        """Accuracy, or a word where there is none."""
+        """The leading score, or a word where there is none."""
         if self.run is None:
             return "not run"
-        return self.run.metrics["best/accuracy"] if self.finished else self.run.status
+        return self.run.metrics[f"best/{self.score}"] if self.finished else self.run.status
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,27 @@ class Outcome:
         jobs: one for each planned run.
         caption: description of the table.
         notes: what a reader of the scores must know.
-        ensemble: fold -> accuracy of the mean of all features, where all of them finished that fold.
+        ensemble: seed -> fold -> leading score of all features, weighed, where all of them finished that fold.
         comparison: the table of a sweep over variants or subsets, "" for others.
+        seeds: what a sweep over seeds shows, "" for others.
         figures: name -> picture.
         tracked: whether the runs are tracked.
         finished_before: jobs that were finished before the sweep began.
         seconds: duration of the sweep.
+        clips: number of clips that its folds score, each once.
     """
 
     jobs: tuple[JobOutcome, ...]
     caption: str
     notes: tuple[str, ...] = ()
-    ensemble: dict[int, float] = field(default_factory=dict)
+    ensemble: dict[int, dict[int, float]] = field(default_factory=dict)
     comparison: str = ""
+    seeds: str = ""
     figures: dict[str, Figure] = field(default_factory=dict)
     tracked: bool = True
     finished_before: int = 0
     seconds: float = 0.0
+    clips: int = 0
 
     @property
     def unfinished(self) -> list[JobOutcome]:
@@ -81,17 +94,33 @@ class Outcome:
 
     @property
     def run_ids(self) -> list[str]:
-        """Ids of the finished runs, each once."""
-        return list(dict.fromkeys(job.run.id for job in self.jobs if job.run is not None and job.finished))
+        """Ids of the finished runs, each once; of a search those with the found settings."""
+        jobs = [job for job in self.jobs if job.variant == FOUND] or self.jobs
+        return list(dict.fromkeys(job.run.id for job in jobs if job.run is not None and job.finished))
+
+    def rows(self) -> dict[str, dict[int, float | str]]:
+        """Return label -> fold -> leading score, the mean over seeds; a word where a run did not finish."""
+        cells: dict[str, dict[int, list[float | str]]] = {}
+        for job in self.jobs:
+            cells.setdefault(job.label, {}).setdefault(job.fold, []).append(job.cell)
+        for of_seed in self.ensemble.values():
+            for fold, value in of_seed.items():
+                cells.setdefault(ENSEMBLE, {}).setdefault(fold, []).append(value)
+        return {label: {fold: _mean(some) for fold, some in of.items()} for label, of in cells.items()}
 
     def table(self) -> pd.DataFrame:
-        """Return one row per job: run_id, overrides, variant, label, fold, status, accuracy, loss, reason."""
+        """Return one row per job: run_id, overrides, variant, label, fold, seed, status, scores, loss, reason."""
         rows = []
         for job in self.jobs:
             metrics = job.run.metrics if job.run is not None and job.finished else {}
             row: dict[str, object] = {"run_id": job.run.id if job.run is not None else "", "overrides": job.overrides}
-            row |= {"variant": job.variant, "label": job.label, "fold": job.fold}
+            row |= {"variant": job.variant, "label": job.label, "fold": job.fold, "seed": job.seed}
             row |= {"status": job.run.status if job.run is not None else "not run"}
-            row |= {key: metrics.get(f"best/{key}") for key in ("accuracy", "loss")} | {"reason": job.reason}
+            row |= {key: metrics.get(f"best/{key}") for key in _METRICS} | {"reason": job.reason}
             rows.append(row)
         return pd.DataFrame(rows)
+
+
+def _mean(cells: list[float | str]) -> float | str:
+    words = [cell for cell in cells if isinstance(cell, str)]
+    return words[0] if words else float(np.mean([cell for cell in cells if not isinstance(cell, str)]))

@@ -8,7 +8,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from audio_mnist.config import fingerprint
-from audio_mnist.data.folds import Folds, assign_folds
+from audio_mnist.data.folds import Folds, cut_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.schema import validate_train
@@ -39,6 +39,18 @@ def given_overrides(config: DictConfig) -> list[str]:
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     assert isinstance(given, list)
     return [str(one) for one in given]
+
+
+def swept(given: list[str]) -> str:
+    """Return the overrides of a command that have several values.
+
+    >>> swept(["data=fsdd400", "feature=mel,mfcc", "fold=0,1"])
+    'feature=mel,mfcc fold=0,1'
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(given)
+    return " ".join(text for text, override in zip(given, parsed, strict=True) if override.is_sweep_override())
 
 
 def overrides_of(config: DictConfig) -> list[list[str]]:
@@ -89,46 +101,53 @@ def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictCo
         raise AudioMnistError(str(error)) from None
 
 
-def plan_jobs(config: DictConfig, config_name: str) -> list[PlannedJob]:
-    """Plan every job of a sweep; each corpus is prepared once, and its folds are cut once.
+class Planner:
+    """Plans the jobs of a sweep; each corpus is prepared once, and its folds are cut once.
 
-    Raises:
-        AudioMnistError: a job cannot run.
+    Args:
+        config_name: name of the config that the jobs compose.
+        resolve: further overrides of a job, from its config.
     """
-    overrides = overrides_of(config)
-    configs = [validate_train(cfg) for cfg in compose_all(config_name, overrides)]  # all, before any clip is decoded
-    prepare_once = _remembering(prepare)
-    cut: dict[str, Folds] = {}
 
-    def assign_once(manifest: pd.DataFrame, **settings: Any) -> Folds:
-        key = fingerprint([id(manifest), settings])
-        if key not in cut:
-            cut[key] = assign_folds(manifest, **settings)
-        return cut[key]
+    def __init__(self, config_name: str, resolve: Callable[[DictConfig], list[str]]) -> None:
+        self._config_name, self._resolve = config_name, resolve
+        self._corpora: dict[str, PreparedCorpus] = {}
+        self._folds: dict[str, Folds] = {}
 
-    planned = []
-    for one_job, cfg in zip(overrides, configs, strict=True):
-        job = jobs.plan(cfg, prepare=prepare_once, assign=assign_once)
-        devices = job.settings["trainer"]["devices"]
-        if devices > 1:
-            raise AudioMnistError(
-                f"trainer.devices={devices} in a sweep: a run on several devices starts its own processes; "
-                "train it without -m"
-            )
-        planned.append(PlannedJob(" ".join(map(without_password, one_job)), job))
-    return planned
+    def plan(self, overrides: list[list[str]]) -> list[PlannedJob]:
+        """Plan jobs from their overrides.
 
+        Raises:
+            AudioMnistError: a job cannot run.
+        """
+        # all, before any clip is decoded
+        configs = [validate_train(cfg) for cfg in compose_all(self._config_name, overrides)]
+        planned = []
+        for one_job, cfg in zip(overrides, configs, strict=True):
+            for override in self._resolve(cfg):
+                key, _, value = override.partition("=")
+                OmegaConf.update(cfg, key, value)
+            job = jobs.plan(cfg, prepare=self._prepare, cut=self._cut)
+            devices = job.settings["trainer"]["devices"]
+            if devices > 1:
+                raise AudioMnistError(
+                    f"trainer.devices={devices} in a sweep: a run on several devices starts its own processes; "
+                    "train it without -m"
+                )
+            planned.append(PlannedJob(" ".join(map(without_password, one_job)), job))
+        return planned
 
-def _remembering(prepare: Callable[[dict[str, Any]], PreparedCorpus]) -> Callable[[dict[str, Any]], PreparedCorpus]:
-    known: dict[str, PreparedCorpus] = {}
-
-    def prepare_once(data: dict[str, Any]) -> PreparedCorpus:
+    def _prepare(self, data: dict[str, Any]) -> PreparedCorpus:
         key = fingerprint(data)
-        if key not in known:
-            known[key] = prepare(data)
-        return known[key]
+        if key not in self._corpora:
+            self._corpora[key] = prepare(data)
+        return self._corpora[key]
 
-    return prepare_once
+    def _cut(self, manifest: pd.DataFrame, settings: dict[str, Any]) -> Folds:
+        key = fingerprint([id(manifest), settings])
+        if key not in self._folds:
+            self._folds[key] = cut_folds(manifest, settings)
+        return self._folds[key]
 
 
 def check_parts(planned: Sequence[PlannedJob]) -> None:
@@ -176,11 +195,11 @@ def caption_of(planned: Sequence[PlannedJob]) -> str:
     """Describe the sweep's table in one line."""
     from audio_mnist.report.tables import fold_caption
 
-    counts = {job.folds.count for _, job in planned}
+    counts, measure = {job.folds.count for _, job in planned}, planned[0].job.settings["score"]
     if len(counts) > 1:  # several ways to cut folds in one sweep
-        return f"Accuracy on each scored fold, of {' or '.join(map(str, sorted(counts)))} folds"
+        return f"{measure.replace('_', ' ')} on each scored fold, of {' or '.join(map(str, sorted(counts)))} folds"
     scored = {(job.folds.fingerprint, job.fold): len(job.split.fold) for _, job in planned}
-    return fold_caption(sum(scored.values()), len(scored), counts.pop())
+    return fold_caption(sum(scored.values()), len(scored), counts.pop(), measure)
 
 
 def groups_of(planned: Sequence[PlannedJob]) -> dict[str, str] | None:

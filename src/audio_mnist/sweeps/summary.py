@@ -1,24 +1,29 @@
 """Results of a sweep: collected, described, and its tracked run closed."""
 
+import contextlib
 import json
 import shlex
 import time
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from audio_mnist.errors import RunError
-from audio_mnist.report import tables
-from audio_mnist.scoring import mixture
-from audio_mnist.sweeps import ablation, learning_curve
-from audio_mnist.sweeps.outcome import JobOutcome, Outcome
+from audio_mnist.report import plots, tables
+from audio_mnist.scoring import measures, mixture
+from audio_mnist.sweeps import ablation, learning_curve, search_report, seeds
+from audio_mnist.sweeps.outcome import FOUND, JobOutcome, Outcome
 from audio_mnist.sweeps.plan import PlannedJob
+from audio_mnist.sweeps.search import Search
 from audio_mnist.sweeps.state import ERROR_FILE, RESULT_FILE, RUNS_FILE, Sweep
 from audio_mnist.system import locks
 from audio_mnist.tracking import pages
 from audio_mnist.tracking.predictions import classes_of, logged_predictions, probabilities_of
+from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import AnyTracker, RunRecord, Tracker
 from audio_mnist.tracking.uri import without_password, without_user
+from audio_mnist.training.job import OPTIMISTIC
 from audio_mnist.training.resume import earlier_run
 
 _LISTED = 20  # most unfinished runs that are listed
@@ -28,61 +33,92 @@ _COMPARED = 100  # most runs that a note's address of MLflow's comparison page h
 def collect(sweep: Sweep, tracker: AnyTracker) -> Outcome:
     """Collect the result of every job; close the runs of killed processes."""
     runs = _tracked_runs(sweep, tracker) if tracker.keeps_runs else _untracked_runs(sweep)
-    labels = tables.member_labels({job.recipe_fingerprint: job.recipe for _, job in sweep.jobs})
-    titles = {variant: _titles(sweep.jobs, variant) for variant in dict.fromkeys(one.variant for one in sweep.jobs)}
+    named = sweep.jobs if sweep.search is None else sweep.jobs[: sweep.search.given]
+    labels = tables.member_labels({job.family: _without_seed(job.recipe) for _, job in named})
+    titles = {variant: _titles(named, variant) for variant in dict.fromkeys(one.variant for one in named)}
     jobs = []
     for number, planned in enumerate(sweep.jobs):
         job, run = planned.job, runs.get(planned.job.config_fingerprint)
         outcome = JobOutcome(
             planned.overrides,
             planned.variant,
-            labels[job.recipe_fingerprint],
-            titles[planned.variant][job.recipe_fingerprint],
+            labels.get(job.family, ""),
+            titles[planned.variant].get(job.family, ""),
             job.fold,
             run,
             "" if run is not None and run.status == "FINISHED" else _reason(sweep, number, run),
             job.settings["subset"],
             (len(job.split.train), job.corpus.manifest["speaker"].iloc[job.split.train].nunique()),
+            job.settings["score"],
+            job.settings["seed"],
         )
         jobs.append(outcome)
     notes = list(sweep.notes)
     if any(job.optimistic for _, job in sweep.jobs):
-        notes.append("optimistic: selection=fold chose epochs on the folds scored here")
+        notes.append(OPTIMISTIC)
     comparison, figures = _compare(sweep, tracker, jobs)
+    if sweep.search is not None:
+        jobs = search_report.outcomes(sweep.search, jobs)
+    figures |= _training_curves(tracker, jobs)
+    plain = len(titles) == 1 and not comparison
     return Outcome(
         tuple(jobs),
         sweep.caption,
         tuple(notes),
-        ensemble=fold_ensemble(tracker, jobs) if len(titles) == 1 and not comparison else {},
+        ensemble=_ensembles(tracker, jobs) if plain else {},
         comparison=comparison,
+        seeds=seeds.render(tracker, jobs, sweep.group_of, sweep.unit) if plain and tracker.keeps_runs else "",
         figures=figures,
         tracked=tracker.keeps_runs,
-        finished_before=sum(job.key in sweep.taken_over for _, job in sweep.jobs),
+        finished_before=sum(job.key in sweep.taken_over for _, job in sweep.jobs if job.kind == "train"),
         seconds=time.monotonic() - sweep.began,
+        clips=sum({(job.folds.fingerprint, job.fold): len(job.split.fold) for _, job in sweep.jobs}.values()),
     )
 
 
 def _compare(sweep: Sweep, tracker: AnyTracker, jobs: list[JobOutcome]) -> tuple[str, dict[str, Figure]]:
     """Compare variants, or subsets of the training clips; "" and no picture for another sweep."""
+    if sweep.search is not None and sweep.search.studies[0].winners:
+        return search_report.render(sweep.search, tracker, jobs, sweep.group_of, sweep.unit), {}
     variants, subsets = ({getattr(job, key) for job in jobs} for key in ("variant", "subset"))
     if not tracker.keeps_runs or (len(variants) > 1 and len(subsets) > 1):
         return "", {}
     if len(subsets) > 1:
-        text, figure = learning_curve.render(tracker, jobs, sweep.group_of)
+        text, figure = learning_curve.render(tracker, jobs, sweep.group_of, sweep.unit)
         return text, {"learning_curve": figure} if figure is not None else {}
-    return (ablation.render(tracker, jobs, sweep.group_of) if len(variants) > 1 else ""), {}
+    return (ablation.render(tracker, jobs, sweep.group_of, sweep.unit) if len(variants) > 1 else ""), {}
+
+
+def _training_curves(tracker: AnyTracker, jobs: list[JobOutcome]) -> dict[str, Figure]:
+    """Draw the losses of all finished runs by epoch; nothing for one run, too many, or nets without epochs."""
+    runs = {job.run.id: job for job in jobs if job.finished and job.run is not None}
+    if not 1 < len(runs) <= _COMPARED:
+        return {}
+    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for run_id, job in runs.items():
+        of_label = curves.setdefault(job.label, {})
+        for metric in ("train/loss", "fold/loss"):
+            of_label.setdefault(metric, []).append(tracker.history(run_id, metric))
+    if not any(len(one) > 1 for of in curves.values() for many in of.values() for one in many):
+        return {}
+    return {"training_curves": plots.training_curves(curves)}
 
 
 def _titles(jobs: list[PlannedJob], variant: str) -> dict[str, str]:
-    recipes = {one.job.recipe_fingerprint: one.job.recipe for one in jobs if one.variant == variant}
+    recipes = {one.job.family: _without_seed(one.job.recipe) for one in jobs if one.variant == variant}
     return tables.member_labels(recipes)
+
+
+def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "seed"}
 
 
 def _reason(sweep: Sweep, number: int, run: RunRecord | None) -> str:
     if run is not None:
-        return f"{run.status}, run {run.id}: {run.tags.get('error', '')}"
-    path = sweep.folder / str(number) / ERROR_FILE
-    return f"not run: {path.read_text()}" if path.exists() else "not run"
+        return f"{run.status}, run {run.id}: {sweep.died.get(number) or run.tags.get('error', '')}"
+    path = sweep.folder_of(number) / ERROR_FILE
+    reason = path.read_text() if path.exists() else sweep.died.get(number)
+    return f"not run: {reason}" if reason else "not run"
 
 
 def _tracked_runs(sweep: Sweep, tracker: AnyTracker) -> dict[str, RunRecord]:
@@ -95,7 +131,9 @@ def _tracked_runs(sweep: Sweep, tracker: AnyTracker) -> dict[str, RunRecord]:
         if run is not None:
             found[job.config_fingerprint] = run
     # trained by this sweep
-    for run in tracker.search(kind="train", parent_id=sweep.run_id):
+    trained = tracker.search(kind="train", parent_id=sweep.run_id)
+    trained += tracker.search(kind="trial", parent_id=sweep.run_id) if sweep.search is not None else []
+    for run in trained:
         key = run.tags["config_fingerprint"]
         if key not in found or found[key].status != "FINISHED":
             found[key] = _closed(run, sweep, tracker)
@@ -111,6 +149,8 @@ def _tracked_runs(sweep: Sweep, tracker: AnyTracker) -> dict[str, RunRecord]:
 
 def _closed(run: RunRecord, sweep: Sweep, tracker: AnyTracker) -> RunRecord:
     """End a run as KILLED where its process is gone."""
+    if any(sweep.jobs[number].job.key == run.tags["job"] for number in sweep.launcher.living):
+        return run
     held = sweep.resume_dir is not None and locks.is_held(sweep.resume_dir, run.tags["job"])
     if run.status != "RUNNING" or held or run.tags.get("resume_id", "") != sweep.resume_id:
         return run
@@ -123,41 +163,70 @@ def _closed(run: RunRecord, sweep: Sweep, tracker: AnyTracker) -> RunRecord:
 def _untracked_runs(sweep: Sweep) -> dict[str, RunRecord]:
     found = {}
     for number, (_, job) in enumerate(sweep.jobs):
-        path = sweep.folder / str(number) / RESULT_FILE
+        path = sweep.folder_of(number) / RESULT_FILE
         if path.exists():
             metrics = json.loads(path.read_text())
             found[job.config_fingerprint] = RunRecord("untracked", "", "FINISHED", None, {}, metrics)
     return found
 
 
+def _ensembles(tracker: AnyTracker, jobs: list[JobOutcome]) -> dict[int, dict[int, float]]:
+    by_seed = {seed: [job for job in jobs if job.seed == seed] for seed in dict.fromkeys(job.seed for job in jobs)}
+    found = {seed: fold_ensemble(tracker, some) for seed, some in by_seed.items()}
+    return {seed: folds for seed, folds in found.items() if folds}
+
+
 def fold_ensemble(tracker: AnyTracker, jobs: list[JobOutcome]) -> dict[int, float]:
-    """Return the accuracy of the mean of all labels' logged predictions, per fold that all of them finished."""
+    """Return the leading score of all labels' logged predictions, per fold that all of them finished.
+
+    Labels are weighed as `ensemble.py` does: each fold with weights of the others.
+    """
     labels = {job.label for job in jobs}
     by_fold: dict[int, list[RunRecord]] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.label):
         if job.finished and job.run is not None:
             by_fold.setdefault(job.fold, []).append(job.run)
-    accuracies = {}
+    joint: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # fold -> (labels, n, C) probabilities, (n,) class numbers
     for fold, runs in sorted(by_fold.items()):
         clips = {(run.tags.get("fold_fingerprint"), run.tags.get("corpus_fingerprint")) for run in runs}
         if tracker.keeps_runs and len(runs) == len(labels) > 1 and len(clips) == 1:
             logged = [logged_predictions(tracker, run.id) for run in runs]
-            p = mixture.combine(np.stack([probabilities_of(table) for table in logged]), "mean")
-            names = np.array(classes_of(logged[0]))
-            accuracies[fold] = float((names[p.argmax(axis=1)] == logged[0]["label"].to_numpy()).mean())
-    return accuracies
+            numbers = {name: number for number, name in enumerate(classes_of(logged[0]))}
+            truth = logged[0]["label"].map(numbers).to_numpy()
+            joint[fold] = np.stack([probabilities_of(table) for table in logged]), truth
+    if not joint:
+        return {}
+    p, truth = (
+        np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*joint.values(), strict=True), (1, 0), strict=True)
+    )
+    fold_of = np.repeat(list(joint), [len(one[1]) for one in joint.values()])
+    predicted, measure, classes = mixture.stack(p, truth, fold_of).argmax(axis=1), jobs[0].score, p.shape[2]
+    return {
+        fold: measures.value(measure, truth[fold_of == fold], predicted[fold_of == fold], classes) for fold in joint
+    }
+
+
+def metrics_of(outcome: Outcome) -> dict[str, float]:
+    """Return the metrics of a sweep's tracked run: mean scores over folds by row, its runs, and those that finished."""
+    done = len(outcome.jobs) - len(outcome.unfinished)
+    metrics = {"sweep/runs": float(len(outcome.jobs)), "sweep/finished": float(done), "sweep/n": float(outcome.clips)}
+    if not outcome.jobs or outcome.comparison:
+        return metrics
+    measure = outcome.jobs[0].score
+    for label, cells in outcome.rows().items():
+        values = [cell for cell in cells.values() if isinstance(cell, float)]
+        if len(values) == len(cells):
+            metrics[f"sweep/{measure}/{tables.metric_name(label)}"] = float(np.mean(values))
+    return metrics
 
 
 def table_text(outcome: Outcome) -> str:
     """Return the sweep's table: of folds, or of variants."""
     if outcome.comparison:
         return outcome.comparison
-    rows: dict[str, dict[int, float | str]] = {}
-    for job in outcome.jobs:
-        rows.setdefault(job.label, {})[job.fold] = job.cell
-    if outcome.ensemble:
-        rows[tables.ENSEMBLE] = dict(outcome.ensemble)
-    return tables.render(tables.fold_table(rows, sorted({job.fold for job in outcome.jobs})), outcome.caption)
+    folds, count = sorted({job.fold for job in outcome.jobs}), len({job.seed for job in outcome.jobs})
+    caption = outcome.caption + (f"; each cell is the mean of {count} seeds" if count > 1 else "")
+    return tables.render(tables.fold_table(outcome.rows(), folds), caption) + outcome.seeds
 
 
 def summary_text(outcome: Outcome, next_steps: list[str]) -> str:
@@ -205,14 +274,20 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
     runs = outcome.table().to_csv(index=False)
     parent.log_text(runs, RUNS_FILE)
     parent.log_text(text + "\n", "table.txt")
+    parent.log_metrics(metrics_of(outcome))
     parent.note("```\n" + table_text(outcome) + "```")
     for name, figure in outcome.figures.items():
         parent.log_figure(figure, f"figures/{name}.png")
+    if sweep.search is not None:
+        _close_search(sweep.search, sweep, parent)
     ids = outcome.run_ids
     if 0 < len(ids) <= _COMPARED and isinstance(tracker, Tracker):
         parent.head_note(f"[The {len(ids)} finished runs, compared]({pages.comparison_page(tracker, ids)})")
     parent.set_tag("finished", f"{len(outcome.jobs) - len(outcome.unfinished)} of {len(outcome.jobs)}")
-    parent.set_list("taken_over", list(sweep.taken_over.values()))
+    trials = {planned.job.key for planned in sweep.jobs if planned.job.kind == "trial"}
+    parent.set_list("taken_over", [run_id for key, run_id in sweep.taken_over.items() if key not in trials])
+    if any(job.variant == FOUND for job in outcome.jobs):
+        parent.set_list("found", ids)
     parent.end("FAILED" if outcome.unfinished else "FINISHED")
     sweep.lock.close()
     try:
@@ -222,3 +297,18 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
             print(f"picture: {sweep.folder / f'{name}.png'}", flush=True)
     except OSError as error:
         raise RunError(f"{sweep.folder / RUNS_FILE}: cannot be written ({error.strerror or error})") from None
+
+
+def _close_search(search: Search, sweep: Sweep, parent: Run) -> None:
+    """Write what a search found, as configs that train.py takes, and its pictures."""
+    search_report.log_pictures(search, parent)
+    files = search_report.settings_files(search, sweep.jobs)
+    folder = sweep.folder / FOUND / "experiment"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        parent.log_text(text, f"{FOUND}/experiment/{name}.yaml")
+    if files:
+        print(f"found settings: {search_report.command_of(search, folder.parent, next(reversed(files)))}", flush=True)

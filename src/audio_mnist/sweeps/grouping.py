@@ -1,0 +1,129 @@
+"""Jobs that train together: cut into groups, each group one task of a worker."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import open_dict
+
+from audio_mnist.sweeps import state, view, workers
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+    from audio_mnist.sweeps.state import Sweep
+
+log = logging.getLogger(__name__)
+_MOST = 10  # runs of one group: their activations are in memory at once
+
+
+def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
+    """Cut jobs into groups of one family, enough for all workers.
+
+    Args:
+        families: what the jobs of a group share, one per job; None for a job that stays alone.
+        at_once: number of workers.
+
+    Returns:
+        Numbers of the jobs of each group.
+
+    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, 2)
+    [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    >>> groups_of(["mel"] * 5, 2)
+    [[0, 1, 2], [3, 4]]
+    """
+    by_family: dict[str, list[int]] = {}
+    groups = [[number] for number, family in enumerate(families) if family is None]
+    for number, family in enumerate(families):
+        if family is not None:
+            by_family.setdefault(family, []).append(number)
+    for numbers in by_family.values():
+        share = -(-at_once // len(by_family))  # groups of each family, so that none is idle
+        count = min(len(numbers), max(share, -(-len(numbers) // _MOST)))
+        size = -(-len(numbers) // count)
+        groups += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    return groups
+
+
+def replace_launch(sweep: "Sweep", at_once: int, mode: str) -> None:
+    """Let Hydra's joblib launcher start groups, not single jobs.
+
+    Args:
+        sweep: the sweep, whose jobs are numbered as Hydra's.
+        at_once: groups side by side.
+        mode: override that each job gets.
+    """
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import configure_log, setup_globals
+    from hydra_plugins.hydra_joblib_launcher import _core
+    from joblib import Parallel, cpu_count, delayed
+
+    def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "list[JobReturn]":
+        setup_globals()
+        configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
+        settings = launcher.joblib | {"backend": "loky"}
+        _core.process_joblib_cfg(settings)
+        jobs = [sweep.jobs[initial_job_idx + number].job for number in range(len(job_overrides))]
+        keys = [job.key for job in jobs]  # variants may give one job twice: the second one waits for the first
+        alone = [key in sweep.taken_over or key in keys[:number] for number, key in enumerate(keys)]
+        families = [None if by_itself else job.family for by_itself, job in zip(alone, jobs, strict=True)]
+        numbered = [(initial_job_idx + number, [*own, mode]) for number, own in enumerate(job_overrides)]
+        context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
+        done = Parallel(**settings)(
+            delayed(run_group)([numbered[number] for number in group], *context)
+            for group in groups_of(families, at_once if at_once > 0 else cpu_count())
+        )
+        results = {number: result for group in done for number, result in group}
+        return [results[number] for number, _ in numbered]
+
+    _core.launch = launch
+
+
+def run_group(
+    jobs: Sequence[tuple[int, list[str]]],
+    hydra_context: Any,
+    config: Any,
+    task_function: Any,
+    singletons: Any,
+    sweep_pid: int,
+) -> "list[tuple[int, JobReturn]]":
+    """Train a group's jobs together; then let Hydra run each, which finds it trained and scores it."""
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import setup_globals
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+    if len(jobs) > 1:
+        setup_globals()
+        Singleton.set_state(singletons)
+        if os.getpid() != sweep_pid:
+            workers.end_with_sweep()
+            if os.environ.get(view.VARIABLE):
+                view.leave_terminal()
+        _train(jobs, hydra_context, config)
+    return [
+        (number, execute_job(number, overrides, hydra_context, config, task_function, singletons))
+        for number, overrides in jobs
+    ]
+
+
+def _train(jobs: Sequence[tuple[int, list[str]]], hydra_context: Any, config: Any) -> None:
+    from hydra.core.utils import configure_log
+
+    composed = [hydra_context.config_loader.load_sweep_config(config, overrides) for _, overrides in jobs]
+    folder = Path(config.hydra.sweep.dir)
+    with open_dict(composed[0]):
+        composed[0].hydra.job.id = composed[0].hydra.job.num = jobs[0][0]
+        composed[0].hydra.runtime.output_dir = str(folder)
+    configure_log(composed[0].hydra.job_logging)
+    for cfg in composed:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    with workers.busy:
+        try:
+            from audio_mnist.training.together import train_together
+
+            train_together(composed, [folder / str(number) for number, _ in jobs], folder, state.parent_of(folder))
+        except Exception as error:
+            log.warning("cannot train together (%s: %s); each run trains alone", type(error).__name__, error)

@@ -1,0 +1,402 @@
+"""A search for settings that does not cheat: Optuna asks, runs of the sweep answer, the scored fold stays unseen.
+
+Each fold has a study. A trial trains as a run with `selection=inner` does, and its score is the loss on that inner
+part. The study's winner is then trained and scored on the fold, once, beside the settings as given. Studies are kept,
+so the same command continues them.
+"""
+
+import logging
+import math
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from audio_mnist.config import fingerprint, require
+from audio_mnist.errors import ConfigError
+from audio_mnist.sweeps.plan import Planner
+from audio_mnist.sweeps.state import Sweep
+from audio_mnist.tracking.tracker import AnyTracker, RunRecord
+from audio_mnist.training.resume import earlier_run
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+PRUNED = "pruned"
+_KEYS = ("trials", "per", "hours", "sampler", "pruner", "seed", "storage", "space")
+_STATES = ("finished", PRUNED, "failed", "killed", "queued again")
+_ABSENT = object()
+_JOURNAL = "search.journal"
+# attributes of a trial: what became of its run, the run's id, who runs it, whether it has the settings as given
+_ENDED, _RUN, _OWNER, GIVEN = "ended", "run", "owner", "given"
+_SEARCHED = ("feature", "model", "augment", "optimizer", "trainer", "views", "class_weights", "sampling")
+_MOST_AT_ONCE = 4  # trials of one study at a time: a sampler that learns must see results
+
+
+@dataclass
+class Study:
+    """The search for one fold, or for all folds.
+
+    Attributes:
+        name: overrides that tell it from the other studies.
+        rows: numbers of the jobs with the settings as given, one per fold.
+        base: overrides of each of those jobs, without the search's.
+        study: Optuna's study.
+        found_by: identity of the search, the same for all folds of a recipe: its winners are one member.
+        winners: numbers of the jobs with the found settings, in the order of `rows`.
+    """
+
+    name: str
+    rows: list[int]
+    base: list[list[str]]
+    study: "optuna.Study"
+    found_by: str
+    winners: list[int] = field(default_factory=list)
+
+    def count(self) -> dict[str, int]:
+        """Return the number of trials by what became of them."""
+        ended = [trial.user_attrs.get(_ENDED, "running") for trial in self.study.get_trials(deepcopy=False)]
+        return {state: ended.count(state) for state in _STATES}
+
+    @property
+    def done(self) -> int:
+        """Number of trials that need no other one in their place."""
+        return sum(number for state, number in self.count().items() if state != "queued again")
+
+
+class Search:
+    """A search in the process that started it.
+
+    Args:
+        settings: the `search` config.
+        sweep: the sweep, with the jobs that have the settings as given.
+        base: overrides of those jobs.
+        planner: plans further jobs.
+        tracker: where the runs are tracked.
+
+    Raises:
+        ConfigError: a key is wrong, or Optuna is not installed.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], sweep: Sweep, base: list[list[str]], planner: Planner, tracker: AnyTracker
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._settings, self._sweep, self._planner, self._tracker = settings, sweep, planner, tracker
+        self._overrides, self.given = list(base), len(base)  # of all jobs; number of those as given
+        self._space = {key: _distribution(key, value) for key, value in settings["space"].items()}
+        self._owner = f"{socket.gethostname()} {sweep.resume_dir}"
+        self._storage = open_storage(settings["storage"] or str(_journal(sweep)))
+        self.studies = self._studies(base)
+        self._began = time.monotonic()
+
+    @property
+    def shared(self) -> bool:
+        """Whether one study serves all folds, so that its scores are optimistic."""
+        return self._settings["per"] == "all"
+
+    @property
+    def expected(self) -> int:
+        """Number of runs from beginning to end."""
+        trials = sum(max(0, self._settings["trials"] - one.done) * len(one.base) for one in self.studies)
+        return trials + 2 * self.given
+
+    def run(self, launcher: Any) -> None:
+        """Run all trials, then the winners and the settings as given.
+
+        Args:
+            launcher: Hydra's launcher of the sweep.
+        """
+        self._requeue()
+        while True:
+            due = [one for one in self.studies if one.done < self._settings["trials"]]
+            hours = self._settings["hours"]
+            if not due or (hours is not None and time.monotonic() - self._began > 3600 * hours):
+                break
+            self._round(due, launcher)
+        log.info("trials are over; the settings as given and the winners are scored")
+        launcher.launch(self._overrides[: self.given], initial_job_idx=0)
+        winners: list[list[str]] = []
+        names: list[str] = []
+        for study in self.studies:
+            best = best_of(study.study)
+            found = [] if best is None else self._settings_of(best.params, "fold")
+            winners += [[*base, *found, f"found_by={study.found_by}"] for base in study.base]
+            names += [f"winner of {study.name}"] * len(study.base)
+        first = self._add(winners, names)
+        rows = iter(range(first, first + len(winners)))
+        for study in self.studies:
+            study.winners = [next(rows) for _ in study.base]
+        launcher.launch(winners, initial_job_idx=first)
+
+    def _studies(self, base: list[list[str]]) -> list[Study]:
+        """Group the jobs as given into studies: by all that differs, or by all but the fold."""
+        import optuna
+
+        jobs, together = self._sweep.jobs, dict[str, list[int]]()
+        for number, planned in enumerate(jobs):
+            key = planned.job.recipe_fingerprint if self.shared else planned.job.config_fingerprint
+            together.setdefault(key, []).append(number)
+        studies: list[Study] = []
+        for rows in together.values():
+            first = jobs[rows[0]].job
+            fixed = {key: value for key, value in self._settings.items() if key not in ("trials", "hours", "storage")}
+            identity = fingerprint([*(jobs[row].job.key for row in rows), fixed])
+            study = optuna.create_study(
+                storage=self._storage,
+                study_name=f"{first.feature} fold {first.fold} {identity}",
+                pruner=build_pruner(self._settings["pruner"]),
+                load_if_exists=True,
+            )
+            known = study.get_trials(deepcopy=False)
+            # a search that continues must not draw its first trials again
+            seed = self._settings["seed"] + len(known) + 1000 * len(studies)
+            study.sampler = _sampler(self._settings["sampler"], seed)
+            given = self._given_values(first.settings)
+            if not known and all(_fits(self._space[key], value) for key, value in given.items()):
+                study.enqueue_trial(given, user_attrs={GIVEN: True})
+            found_by = fingerprint([first.recipe_fingerprint, fixed])
+            studies.append(Study(self._name(rows), rows, [base[row] for row in rows], study, found_by))
+        return studies
+
+    def _name(self, rows: list[int]) -> str:
+        texts = [one.overrides.split() for one in self._sweep.jobs]
+        own = [one for one in texts[rows[0]] if not all(one in other for other in texts)]
+        own = [one for one in own if not (self.shared and one.startswith("fold="))]
+        return " ".join(own) or ("all folds" if self.shared else f"fold={self._sweep.jobs[rows[0]].job.fold}")
+
+    def _given_values(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings as given, for the keys of the space."""
+        whole = OmegaConf.create(settings)
+        given = {key: OmegaConf.select(whole, key, default=_ABSENT) for key in self._space}
+        wrong = [key for key, value in given.items() if value is _ABSENT or OmegaConf.is_config(value)]
+        require(not wrong, "search.space", ", ".join(wrong), "keys of a run that hold one value, such as optimizer.lr")
+        return given
+
+    def _requeue(self) -> None:
+        """Queue the trials of a search that was interrupted again: their runs resume."""
+        import optuna
+
+        for one in self.studies:
+            for trial in one.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+                if trial.user_attrs.get(_OWNER) != self._owner:  # another host's
+                    continue
+                optuna.Trial(one.study, trial._trial_id).set_user_attr(_ENDED, "queued again")
+                one.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+                if trial.params:
+                    own = {GIVEN: True} if trial.user_attrs.get(GIVEN) else None
+                    one.study.enqueue_trial(trial.params, user_attrs=own)
+
+    def _round(self, due: Sequence[Study], launcher: Any) -> None:
+        """Ask each study for trials until all workers are busy, run them, tell the studies."""
+        at_once = -(-self._sweep.launcher.side_by_side // sum(len(one.rows) for one in due))
+        at_once = max(1, min(at_once, _MOST_AT_ONCE))
+        asked = [
+            (one, one.study.ask(self._space))
+            for one in due
+            for _ in range(min(at_once, self._settings["trials"] - one.done))
+        ]
+        for _, trial in asked:
+            trial.set_user_attr(_OWNER, self._owner)
+        overrides = [[*base, *self._settings_of(trial.params, "inner")] for one, trial in asked for base in one.base]
+        names = [f"trial {trial.number} of {one.name}" for one, trial in asked for _ in one.base]
+        first = len(self._sweep.jobs)
+        ends = np.cumsum([0, *(len(one.base) for one, _ in asked)]) + first
+        if self._settings["pruner"] != "none" and not self.shared:  # a trial of several runs has no single course
+            for row, (one, trial) in zip(ends.tolist(), asked, strict=False):
+                self._sweep.trials[row] = self._pruning(one, trial)
+        launcher.launch(overrides, initial_job_idx=self._add(overrides, names))
+        for (one, trial), begin, end in zip(asked, ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            self._tell(one, trial, range(begin, end))
+        done = sum(one.done for one in self.studies)
+        log.info("%d of %d trials are over", done, self._settings["trials"] * len(self.studies))
+
+    def _pruning(self, one: Study, trial: "optuna.Trial") -> dict[str, Any]:
+        # an address may hold a password; the run has it in its own config
+        address = None if self._settings["storage"] else str(_journal(self._sweep))
+        names = {"storage": address, "study": one.study.study_name, "pruner": self._settings["pruner"]}
+        return names | {"trial": trial._trial_id}
+
+    def _tell(self, one: Study, trial: "optuna.Trial", rows: Sequence[int]) -> None:
+        import optuna
+
+        runs = [self._run_of(row) for row in rows]
+        ended = next((state for state in map(_ended, runs) if state != "finished"), "finished")
+        trial.set_user_attr(_RUN, ", ".join(run.id for run in runs if run is not None))
+        trial.set_user_attr(_ENDED, ended)
+        if ended == "finished":
+            loss = statistics.fmean(run.metrics["best/loss"] for run in runs if run is not None)
+            one.study.tell(trial, loss, skip_if_finished=True)
+        else:
+            states = optuna.trial.TrialState
+            one.study.tell(trial, state=states.PRUNED if ended == PRUNED else states.FAIL, skip_if_finished=True)
+
+    def _run_of(self, row: int) -> RunRecord | None:
+        job = self._sweep.jobs[row].job
+        found = self._tracker.search(kind=job.kind, job=job.key)
+        return next((run for run in reversed(found) if run.status == "FINISHED"), found[-1] if found else None)
+
+    def _add(self, overrides: list[list[str]], names: list[str]) -> int:
+        """Add jobs to the sweep, those that are finished already among them; return the first one's number."""
+        first = len(self._sweep.jobs)
+        planned = self._planner.plan(overrides)
+        self._sweep.jobs += planned
+        self._overrides += overrides
+        over = set()
+        for number, (_, job) in enumerate(planned, start=first):
+            run = earlier_run(self._tracker, job.key, self._sweep.resume_id, job.kind) if job.resumable else None
+            if run is not None and run.status == "FINISHED":
+                self._sweep.taken_over[job.key] = run.id
+                over.add(number)
+        self._sweep.write()
+        if self._sweep.view is not None:
+            self._sweep.view.add(names, [self._sweep.folder / str(first + n) for n in range(len(names))], over)
+        return first
+
+    def _settings_of(self, params: dict[str, Any], scored: str) -> list[str]:
+        optimistic = ["optimistic=true"] if self.shared and scored == "fold" else []
+        return [*(f"{key}={_text(value)}" for key, value in params.items()), f"scored={scored}", *optimistic]
+
+
+def _ended(run: RunRecord | None) -> str:
+    """Say what became of a trial's run: "finished", "pruned", "failed" or "killed"."""
+    if run is None or run.status == "FAILED":
+        return "failed"
+    if run.status == "FINISHED":
+        return "finished" if math.isfinite(run.metrics["best/loss"]) else "failed"
+    return PRUNED if run.tags.get("pruned") == "true" else "killed"
+
+
+def check(settings: dict[str, Any], selection: str) -> None:
+    """Check the `search` config.
+
+    Raises:
+        ConfigError: a key is wrong, epochs are not chosen on an inner part, or Optuna is not installed.
+    """
+    from audio_mnist.system.devices import require_packages
+
+    for key in settings:
+        if key not in _KEYS:
+            raise ConfigError(f"unknown config key search.{key}; it has {', '.join(_KEYS)}")
+    for key in _KEYS:
+        if key not in settings:
+            raise ConfigError(f"search.{key} is not set; conf/search/default.yaml has every key")
+    require(
+        selection == "inner",
+        "selection",
+        selection,
+        "inner with a search: settings are chosen on an inner part, so that the scored fold stays unseen",
+    )
+    trials, hours = settings["trials"], settings["hours"]
+    require(isinstance(trials, int) and trials >= 1, "search.trials", trials, "1 or more")
+    timed = hours is None or (isinstance(hours, int | float) and hours > 0)
+    require(timed, "search.hours", hours, "above 0, or null")
+    for key, values in (("per", ("fold", "all")), ("sampler", ("tpe", "random")), ("pruner", ("none", "median"))):
+        require(settings[key] in values, f"search.{key}", settings[key], " or ".join(values))
+    space = settings["space"]
+    require(isinstance(space, dict) and len(space) > 0, "search.space", space, "at least one key with its values")
+    for key in space:
+        require(
+            str(key).partition(".")[0] in _SEARCHED,
+            "search.space",
+            key,
+            f"keys of {', '.join(_SEARCHED)}; others would move clips between folds",
+        )
+    require_packages("search", "optuna")
+
+
+def _distribution(key: str, value: Any) -> "optuna.distributions.BaseDistribution":
+    from optuna import distributions
+
+    if isinstance(value, list) and value:
+        return distributions.CategoricalDistribution(value)
+    if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log", "step"}:
+        whole = all(isinstance(value[end], int) for end in ("low", "high"))
+        options: dict[str, Any] = {"log": value.get("log", False)}
+        options |= {"step": value["step"]} if value.get("step") is not None else {}
+        try:
+            if whole:
+                return distributions.IntDistribution(value["low"], value["high"], **options)
+            return distributions.FloatDistribution(float(value["low"]), float(value["high"]), **options)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"search.space.{key}={value}: {error}") from None
+    raise ConfigError(f"search.space.{key}={value}: expected a list of values, or low and high with log or step")
+
+
+def _sampler(name: str, seed: int) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def build_pruner(name: str) -> "optuna.pruners.BasePruner":
+    """Build the pruner of that name."""
+    import optuna
+
+    return optuna.pruners.MedianPruner(n_startup_trials=4) if name == "median" else optuna.pruners.NopPruner()
+
+
+def _journal(sweep: Sweep) -> Path:
+    return (sweep.resume_dir or sweep.folder) / _JOURNAL
+
+
+def open_storage(address: str) -> "optuna.storages.BaseStorage":
+    """Open the storage of studies at an address, or at the path of a journal.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    from optuna import storages
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if "://" in address:
+            return storages.RDBStorage(address)
+        Path(address).parent.mkdir(parents=True, exist_ok=True)
+        return storages.JournalStorage(JournalFileBackend(address))
+    except Exception as error:  # whatever the database's driver raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"search.storage={address.rpartition('@')[2]}: cannot be opened ({reason})") from None
+
+
+def best_of(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
+    """Return a study's best finished trial, None where there is none."""
+    import optuna
+
+    finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return study.best_trial if finished else None
+
+
+def _fits(distribution: Any, value: Any) -> bool:
+    """Tell whether the settings as given are a point of the space."""
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    if not isinstance(value, int | float) or not distribution.low <= value <= distribution.high:
+        return False
+    steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
+    return abs(steps - round(steps)) < 1e-6
+
+
+def _text(value: Any) -> str:
+    """Write a value as an override."""
+    if isinstance(value, str):
+        return f"'{value}'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def searched(config: DictConfig) -> dict[str, Any]:
+    """Return the `search` config of a sweep, {} where there is none."""
+    settings = OmegaConf.to_container(config.get("search") or OmegaConf.create({}), resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
