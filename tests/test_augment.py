@@ -10,7 +10,7 @@ import torch
 import torchaudio
 
 from audio_mnist import features
-from audio_mnist.augment import Augmentation, Augmenter, Placement
+from audio_mnist.augment import Augmentation, Augmenter, Draws, Placement
 from audio_mnist.config import to_plain
 from audio_mnist.data.windows import middle
 from audio_mnist.errors import ConfigError, DataError
@@ -74,6 +74,24 @@ def test_augmentation_probability_is_that_of_a_clip(name: str, noise_folder: Pat
     torch.manual_seed(0)
     same = (module(x) == x).flatten(1).all(dim=1).float().mean().item()
     assert 0.38 <= same <= 0.75
+
+
+def test_shift_moves_a_clip_and_loses_what_leaves(noise_folder: Path) -> None:
+    """Each ramp comes out moved by at most 100 ms, both ways, with zeros where nothing was."""
+    module = build("shift", noise_folder, most_ms=100.0)
+    x = torch.arange(1.0, RATE_HZ + 1).expand(200, 1, -1)
+    torch.manual_seed(0)
+    moved = set()
+    for out in module(x)[:, 0]:
+        middle = RATE_HZ // 2
+        shift = int(x[0, 0, middle] - out[middle])  # samples later
+        kept = x[0, 0, max(0, -shift) : RATE_HZ - max(0, shift)]
+        expected = torch.nn.functional.pad(kept, (max(0, shift), max(0, -shift)))
+        assert torch.equal(out, expected)
+        moved.add(shift)
+    most = RATE_HZ // 10
+    assert min(moved) < -0.9 * most and max(moved) > 0.9 * most and max(map(abs, moved)) <= most
+    assert len(moved) > 150
 
 
 def test_speed_moves_the_pitch_by_its_factor(noise_folder: Path) -> None:
@@ -208,6 +226,10 @@ def test_mixup_blends_features_and_targets_alike() -> None:
     assert torch.equal(same[1], targets)
 
 
+def draws_of(*seed: int, clips: int = 16) -> Draws:
+    return Draws([np.random.default_rng(seed)], [clips], torch.device("cpu"))
+
+
 def augmenter(**change: dict[str, Any]) -> Augmenter:
     return Augmenter({key: own | change.get(key, {}) for key, own in OFF.items()}, RATE_HZ).train()
 
@@ -218,14 +240,33 @@ def test_augmenter_repeats_by_its_seed_alone() -> None:
     stages = augmenter(noise={"probability": 1.0}, spec_augment={"probability": 0.5}, mixup={"probability": 0.5})
     x, y = tone(6), torch.arange(6)
     torch.manual_seed(3)
-    first = stages(x, y, front_end, 10, (1, 2, 0))
+    first = stages(x, y, front_end, 10, draws_of(1, 2, clips=6))
     after = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), after)
-    again, other = stages(x, y, front_end, 10, (1, 2, 0)), stages(x, y, front_end, 10, (1, 3, 0))
+    again, other = (stages(x, y, front_end, 10, draws_of(1, last, clips=6)) for last in (2, 3))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert first[1].shape == (6, 10)
+
+
+@pytest.mark.parametrize("name", sorted(Augmentation.registry))
+def test_augmentation_of_many_batches_is_that_of_each(name: str, noise_folder: Path) -> None:
+    """Three batches at once: each clip's draws, and its partner in mixup, are those of its own batch."""
+    own = settings_of(name, noise_folder) | {"probability": 0.6}
+    stages, front_end = Augmenter({name: own}, RATE_HZ).train(), features.build(MEL, RATE_HZ)
+    sizes, x, y = (5, 8, 5), tone(18) * torch.linspace(0.5, 1, 18).view(-1, 1, 1), torch.arange(18) % 10
+
+    def compute(numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        begin, end = sum(sizes[: numbers[0]]), sum(sizes[: numbers[-1] + 1])
+        rngs = [np.random.default_rng([7, number]) for number in numbers]
+        draws = Draws(rngs, [sizes[number] for number in numbers], torch.device("cpu"))
+        return stages(x[begin:end], y[begin:end], front_end, 10, draws)
+
+    together, apart = compute([0, 1, 2]), [compute([number]) for number in range(3)]
+    for whole, parts in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-5, atol=1e-4)
+    assert not torch.equal(apart[0][0], apart[2][0])
 
 
 def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
@@ -239,7 +280,7 @@ def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
     noisy = fast | {"filter": OFF["filter"] | always, "noise": OFF["noise"] | always}
     targets = torch.zeros(16, dtype=torch.int64)
     clean, loud = (
-        Augmenter(settings, RATE_HZ).train()(x, targets, front_end, 2, (0, 0, 0))[0] for settings in (fast, noisy)
+        Augmenter(settings, RATE_HZ).train()(x, targets, front_end, 2, draws_of(0))[0] for settings in (fast, noisy)
     )
     silent = (clean == 0).all(dim=2)
     assert 0.75 < silent.float().mean() < 0.85  # 1,600 of 8,000 samples sound
@@ -251,7 +292,7 @@ def test_augmenter_does_nothing_in_evaluation_or_with_all_off() -> None:
     """The front end's features and the class numbers."""
     front_end, x, y = features.build(MEL, RATE_HZ), tone(3), torch.arange(3)
     for stages in (augmenter(), augmenter(noise={"probability": 1.0}, mixup={"probability": 1.0}).eval()):
-        features_, targets = stages(x, y, front_end, 10, (0,))
+        features_, targets = stages(x, y, front_end, 10, draws_of(0, clips=3))
         assert torch.equal(features_, front_end(x)) and torch.equal(targets, y)
 
 

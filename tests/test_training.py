@@ -15,7 +15,7 @@ import torchaudio
 from omegaconf import DictConfig
 
 from audio_mnist import features
-from audio_mnist.augment import Augmenter
+from audio_mnist.augment import Augmenter, Draws
 from audio_mnist.config import to_plain
 from audio_mnist.data.folds import assign_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
@@ -206,7 +206,7 @@ def test_train_that_dies_ends_with_its_traceback(
 
 
 def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
-    """Row numbers leave the loader, (B, 1, F, N) reaches the model; the last incomplete batch is left out."""
+    """A loader yields (B, 1, F, N) and class numbers; the last incomplete batch is left out."""
     cfg = validate_train(tone_config("augment=none"))
     corpus = prepared(cfg)
     split = split_clips(
@@ -221,12 +221,12 @@ def test_datamodule_gives_features_on_the_device(tone_config: Config) -> None:
         batch_size=5,
         seed=0,
     )
-    batches = list(data.train_dataloader())
-    assert [len(targets) for _, targets in batches] == [5, 5]
-    rows, targets = batches[0]
-    np.testing.assert_array_equal(corpus.targets()[rows.clips], targets)
-    x, same = data.on_after_batch_transfer((rows, targets), 0)
-    assert x.ndim == 4 and x.shape[:3] == (5, 1, 40) and same is targets
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert [len(targets) for _, targets in batches] == [5, 5] and len(loader) == 2
+    for rows, (x, targets) in zip(loader.sampler, batches, strict=True):
+        np.testing.assert_array_equal(corpus.targets()[rows.clips], targets)
+        assert x.ndim == 4 and x.shape[:3] == (5, 1, 40)
     scored = torch.cat([targets for _, targets in data.val_dataloader()[0]])
     np.testing.assert_array_equal(scored.numpy(), corpus.targets()[split.fold])
 
@@ -270,16 +270,16 @@ def test_kept_features_equal_computed_ones(
     rate = corpus.store.sample_rate_hz
     front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate)
     for loader in (data.train_dataloader(), data.val_dataloader()[0]):
-        for rows, targets in loader:
-            x, _ = data.on_after_batch_transfer((rows, targets), 0)
+        for number, (rows, (x, targets)) in enumerate(zip(loader.sampler, loader, strict=True)):
             augmenter.train(rows.placement is not None)
             waveforms = torch.from_numpy(
                 corpus.store.gather(rows.clips, corpus.clip_samples, rows.placement)
             ).unsqueeze(1)
-            expected, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), (0, 0, 0))
+            draws = Draws([np.random.default_rng([0, 0, number, 0, 1])], [len(targets)], x.device)
+            expected, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), draws)
             torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
     kept = {name for name, features in data._kept.items() if features is not None}
-    assert kept == (set() if not budget else {"0"} if "speed" in augment else {"train", "0"})
+    assert kept == (set() if not budget else {"scored 0"} if "speed" in augment else {"train", "scored 0"})
 
 
 def test_resident_clips_are_placed_as_from_the_store() -> None:
@@ -345,7 +345,12 @@ def test_predict_clips_refuses_another_rate(tone_config: Config) -> None:
 
 def test_run_metrics_are_json_plain(tone_config: Config) -> None:
     """What train returns can be written down: names and floats."""
-    assert set(json.loads(json.dumps(train(tone_config()).metrics))) == {"best/accuracy", "best/loss"}
+    assert set(json.loads(json.dumps(train(tone_config()).metrics))) == {
+        "best/accuracy",
+        "best/balanced_accuracy",
+        "best/loss",
+        "best/macro_f1",
+    }
 
 
 def weights_of(cfg: DictConfig) -> dict[str, torch.Tensor]:

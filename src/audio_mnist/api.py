@@ -88,7 +88,7 @@ def sweep(overrides: Overrides, *, config_dir: str | Path | None = None) -> "pd.
         config_dir: folder of further choices, such as feature/wavelet.yaml.
 
     Returns:
-        One row per run: run_id, overrides, variant, label, fold, status, accuracy, loss, reason (why it did not
+        One row per run: run_id, overrides, variant, label, fold, seed, status, accuracy, loss, reason (why it did not
         finish).
 
     Raises:
@@ -133,7 +133,8 @@ def ensemble(run_ids: str | Sequence[str] = "latest", overrides: Overrides = ())
 
     Returns:
         One row per label and split: run_id (of the ensemble), split ("out of fold" or "test"), label, accuracy, low,
-        high (95% interval), n. Its `attrs["files"]` are the paths of the files that were written.
+        high (95% interval), n, balanced_accuracy, macro_f1. Its `attrs["files"]` are the paths of the files that were
+        written.
 
     Raises:
         AudioMnistError: the runs cannot be combined, or the corpus changed.
@@ -146,10 +147,11 @@ def ensemble(run_ids: str | Sequence[str] = "latest", overrides: Overrides = ())
     cfg.run_ids = run_ids if isinstance(run_ids, str) else [str(one) for one in run_ids]
     combined = combine(cfg, Path("mlruns/hydra") / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_ensemble")
     rows = [
-        {"run_id": combined.run_id, "split": split, "label": label, "accuracy": s.accuracy}
+        {"run_id": combined.run_id, "split": split, "label": label, "accuracy": s.value}
         | {"low": s.low, "high": s.high, "n": s.n}
-        for split, scores in (("out of fold", combined.evaluation.oof), ("test", combined.evaluation.test))
-        for label, s in scores.items()
+        | {measure: by[measure][label].value for measure in ("balanced_accuracy", "macro_f1")}
+        for split, by in (("out of fold", combined.evaluation.oof_by), ("test", combined.evaluation.test_by))
+        for label, s in by.get("accuracy", {}).items()
     ]
     table = pd.DataFrame(rows)
     table.attrs["files"] = [str(path) for path in combined.files]

@@ -1,5 +1,6 @@
 """The command line: one table of commands, messages, exit statuses. Nothing heavy is imported here."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -16,10 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from audio_mnist import schema
-from audio_mnist.errors import AudioMnistError
-from audio_mnist.sweeps import callback, state, workers
+from audio_mnist.errors import AudioMnistError, PrunedError
+from audio_mnist.sweeps import callback, state, view, workers
 from audio_mnist.system.imports import quick_imports
 from audio_mnist.tracking.uri import without_password
+from audio_mnist.training import progress
 
 
 class Command(NamedTuple):
@@ -61,6 +63,8 @@ def run(main: Callable[[], Any]) -> int:
     try:
         main()
         status = 0
+    except BrokenPipeError:  # such as --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -82,11 +86,12 @@ def _password_in(arguments: list[str]) -> str | None:
     """Say why a password cannot be given on the command line, where one is."""
     for argument in arguments:
         shown = without_password(argument)
-        if argument.lstrip("+").startswith("tracking.") and shown != argument:
+        if argument.lstrip("+").startswith(("tracking.", "search.storage")) and shown != argument:
+            key = argument.lstrip("+").partition("=")[0]
             return (
                 f"{shown}: a password on the command line stays in the folders of runs and in the shell's history. "
                 "For an MLflow server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. For a database put "
-                "the address into a variable, NAME, and give 'tracking.uri=${oc.env:NAME}'"
+                f"the address into a variable, NAME, and give '{key}=${{oc.env:NAME}}'"
             )
     return None
 
@@ -114,6 +119,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         return {}
     if sweep_dir and not callback.is_here():
         workers.end_with_sweep()
+        if os.environ.get(view.VARIABLE):
+            view.leave_terminal()
     with workers.busy:
         return _train(cfg, sweep_dir)
 
@@ -126,15 +133,39 @@ def _train(cfg: DictConfig, sweep_dir: Path | None) -> dict[str, float]:
             from audio_mnist.training.run import train as train_one
 
         parent_id = state.parent_of(sweep_dir) if sweep_dir else None
-        metrics = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id).metrics
+        callbacks = _watching(sweep_dir, folder, cfg) if sweep_dir else []
+        trained = train_one(cfg, sweep_dir=sweep_dir, parent_id=parent_id, callbacks=callbacks)
+        metrics = trained.metrics
+        if sweep_dir:
+            progress.write(folder, state="finished", score=metrics.get(f"best/{cfg.score}"))
         if sweep_dir and cfg.tracking.uri is None:
             (folder / state.RESULT_FILE).write_text(json.dumps(metrics))
         return metrics
-    except AudioMnistError as error:
+    except BaseException as error:
+        if sweep_dir:
+            with contextlib.suppress(OSError):
+                reason = str(error) or type(error).__name__
+                state_now = "pruned" if isinstance(error, PrunedError) else "failed"
+                progress.write(folder, state=state_now, reason=reason.splitlines()[0])
+        if not isinstance(error, AudioMnistError):
+            raise
         if sweep_dir:  # the other runs of the sweep continue
             (folder / state.ERROR_FILE).write_text(str(error))
             raise CompactHydraException(f"error: {error}") from None
         sys.exit(f"error: {error}")
+
+
+def _watching(sweep_dir: Path, folder: Path, cfg: DictConfig) -> list[Any]:
+    """Return the callbacks of a sweep's run: it tells how far it is; a trial asks whether to finish."""
+    from audio_mnist.training.callbacks import Progress
+
+    callbacks: list[Any] = [Progress(folder, cfg.score)]
+    trial = state.trial_of(sweep_dir, HydraConfig.get().job.num)
+    if trial:
+        from audio_mnist.sweeps.pruning import Pruning
+
+        callbacks.append(Pruning(**trial | {"storage": trial["storage"] or cfg.search.storage}))
+    return callbacks
 
 
 def execute(name: str, cfg: DictConfig) -> Any:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from audio_mnist.errors import ConfigError
 
 # keys that change neither a weight nor a prediction of a run
-_NOT_IN_RECIPE = ("tracking", "variant", "resume", "resume_dir", "resume_every_s", "modules")
+_NOT_IN_RECIPE = ("tracking", "score", "variant", "resume", "resume_dir", "resume_every_s", "modules", "search")
 _digests: dict[str, str] = {}  # file or module -> SHA-256 of the text that was imported
 _NOT_IN_DATA = ("root", "manifest", "cache_dir", "on_bad_clip", "copies", "similar_speakers", "verify_store")
 
@@ -210,8 +210,10 @@ def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
     {'data': {'name': 'fsdd'}, 'trainer': {}, 'seed': 1}
     """
     data = {k: v for k, v in cfg["data"].items() if k not in _NOT_IN_DATA}
-    trainer = {k: v for k, v in cfg["trainer"].items() if k != "progress_bar"}
+    trainer = {k: v for k, v in cfg["trainer"].items() if k not in ("progress_bar", "runs_per_gpu")}
     others = {k: v for k, v in cfg.items() if k not in _NOT_IN_RECIPE}
+    if "sha256" in others.get("feature", {}):  # an encoder's file, wherever it lies
+        others["feature"] = {k: v for k, v in others["feature"].items() if k != "path"}
     return others | {"data": data, "trainer": trainer}
 
 

@@ -17,5 +17,9 @@ class DataError(AudioMnistError):
     """A corpus, a recording or the waveform store cannot be used."""
 
 
+class PrunedError(AudioMnistError):
+    """A trial of a search is worse than others were at the same epoch, and ends."""
+
+
 class RunError(AudioMnistError):
     """A tracked run cannot be read, or cannot join the ensemble."""

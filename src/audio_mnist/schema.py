@@ -15,11 +15,14 @@ from audio_mnist.config import require, typed
 from audio_mnist.errors import ConfigError
 
 SELECTIONS = ("last", "inner", "fold")
-GROUPS = ("none", "speaker", "auto")
+FOLDS = {"count": int, "group": str, "seed": int, "from": str}
 SCHEDULES = ("one_cycle", "cosine", "none")
 COMBINES = ("mean", "logit_mean", "vote", "stack")
 CALIBRATES = ("temperature", "none")
 BASELINES = (None, "svm")
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+CLASS_WEIGHTS = ("none", "balanced")
+SAMPLINGS = ("plain", "balanced")
 
 
 @dataclass
@@ -41,13 +44,6 @@ class DataConfig:
 
 
 @dataclass
-class FoldsConfig:
-    count: int
-    group: str
-    seed: int
-
-
-@dataclass
 class OptimizerConfig:
     name: str
     lr: float
@@ -66,9 +62,12 @@ class TrainerConfig:
     batch_size: int
     accelerator: str
     devices: int
+    runs_per_gpu: int
     strategy: str
     precision: str
     compile: bool
+    cuda_graph: bool
+    together: bool
     threads: int
     validate_every: int | None
     early_stopping_patience: int | None
@@ -94,7 +93,7 @@ class TrainConfig:
     feature: dict[str, Any]
     augment: dict[str, Any]
     model: dict[str, Any]
-    folds: FoldsConfig
+    folds: dict[str, Any]  # count, group, seed, from; the last is a word of Python, so no dataclass can have it
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     tracking: TrackingConfig
@@ -103,7 +102,14 @@ class TrainConfig:
     inner_folds: int
     subset: str
     seed: int
+    search: dict[str, Any]
+    scored: str
+    optimistic: bool
+    found_by: str | None
     views: ViewsConfig
+    score: str
+    class_weights: str
+    sampling: str
     variant: str
     modules: list[str]
     resume: bool
@@ -122,7 +128,9 @@ class EnsembleConfig:
     run_ids: Any
     combine: str
     calibrate: str
+    score: str
     baseline: str | None
+    against: str | None
     register: str | None
     alias: str
     tracking: TrackingConfig
@@ -182,6 +190,9 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     """
     cfg = typed(TrainConfig, cfg)
     _check_folds(cfg)
+    require(cfg.score in SCORES, "score", cfg.score, "one of " + ", ".join(SCORES))
+    require(cfg.class_weights in CLASS_WEIGHTS, "class_weights", cfg.class_weights, "none or balanced")
+    require(cfg.sampling in SAMPLINGS, "sampling", cfg.sampling, "plain or balanced")
     _check_data(cfg)
     _check_trainer(cfg)
     _check_optimizer(cfg)
@@ -189,13 +200,20 @@ def validate_train(cfg: DictConfig) -> DictConfig:
 
 
 def _check_folds(cfg: DictConfig) -> None:
+    for key in cfg.folds:
+        if key not in FOLDS:
+            raise ConfigError(f"unknown config key folds.{key}; it has {', '.join(FOLDS)}")
+    for key, kind in FOLDS.items():
+        require(type(cfg.folds[key]) is kind, f"folds.{key}", cfg.folds[key], kind.__name__)
     require(cfg.folds.count >= 2, "folds.count", cfg.folds.count, "2 or more")
-    require(cfg.folds.group in GROUPS, "folds.group", cfg.folds.group, "none, speaker or auto")
-    if not 0 <= cfg.fold < cfg.folds.count:
+    require(cfg.folds["from"] in ("auto", "column", "deal"), "folds.from", cfg.folds["from"], "auto, column or deal")
+    if cfg.fold < 0 or (cfg.folds["from"] == "deal" and cfg.fold >= cfg.folds.count):  # a column has its own number
         raise ConfigError(
             f"fold={cfg.fold} does not exist: folds.count={cfg.folds.count}, so fold is 0 to {cfg.folds.count - 1}"
         )
     require(cfg.selection in SELECTIONS, "selection", cfg.selection, "one of " + ", ".join(SELECTIONS))
+    inner = cfg.scored == "fold" or (cfg.scored == "inner" and cfg.selection == "inner")
+    require(inner, "scored", cfg.scored, "fold; or inner, with selection=inner")
     whole = cfg.subset == "all" or re.fullmatch(r"(clips|speakers)/([2-9]|[1-9]\d+)", cfg.subset) is not None
     require(whole, "subset", cfg.subset, "all, clips/N or speakers/N with N of 2 or more")
     require(cfg.inner_folds >= 2, "inner_folds", cfg.inner_folds, "2 or more")
@@ -220,7 +238,7 @@ def _check_data(cfg: DictConfig) -> None:
 
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    for key in ("max_epochs", "min_epochs", "devices", "threads"):
+    for key in ("max_epochs", "min_epochs", "devices", "runs_per_gpu", "threads"):
         require(trainer[key] >= 1, f"trainer.{key}", trainer[key], "1 or more")
     steps, clip = trainer.max_steps, trainer.gradient_clip_val
     require(steps is None or steps >= 1, "trainer.max_steps", steps, "1 or more, or null")
@@ -270,6 +288,7 @@ def validate_ensemble(cfg: DictConfig) -> DictConfig:
         require(len(cfg.run_ids) > 0, "run_ids", "[]", "latest or at least one id")
     require(cfg.combine in COMBINES, "combine", cfg.combine, "one of " + ", ".join(COMBINES))
     require(cfg.calibrate in CALIBRATES, "calibrate", cfg.calibrate, "one of " + ", ".join(CALIBRATES))
+    require(cfg.score in SCORES, "score", cfg.score, "one of " + ", ".join(SCORES))
     require(cfg.baseline in BASELINES, "baseline", cfg.baseline, "svm or null")
     plain = cfg.alias.replace("-", "_").isidentifier() and cfg.alias != "latest"  # MLflow keeps that one for itself
     require(plain, "alias", cfg.alias, "letters, digits, dashes or underscores, not latest")

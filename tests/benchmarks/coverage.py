@@ -1,7 +1,7 @@
 """How often the 95% intervals cover the truth, for a score and for a paired difference.
 
 `python -m tests.benchmarks.coverage REPEATS` simulates answers of speakers who differ, over the
-whole grid, and prints the two tables of docs/scoring.md. 1,000 repeats take about 40 minutes on 2 cores.
+whole grid, and prints the two tables of docs/scoring.md. 100 repeats took 27 minutes on 2 busy cores.
 
 The truth is the accuracy for a new speaker. A speaker's logit of being right is normally distributed. Unequal
 numbers of clips per speaker are log-normal with standard deviation 0.8, a factor of nine between most extremes.

@@ -21,13 +21,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
-from audio_mnist.augment import Augmenter
 from audio_mnist.config import to_plain
 from audio_mnist.data.folds import assign_folds, split_clips
 from audio_mnist.data.prepare import prepare
 from audio_mnist.system import devices
 from audio_mnist.training.classifier import Classifier
-from audio_mnist.training.datamodule import ShuffledBatches
+from audio_mnist.training.datamodule import ClipDataModule
 from audio_mnist.training.run import train
 from tests.benchmarks.timing import composed, machine, ratio, real
 
@@ -38,29 +37,31 @@ def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -
     corpus = prepare(plain["data"])
     split = split_clips(corpus.manifest, assign_folds(corpus.manifest, **plain["folds"]), fold=0, selection="last")
     rate = corpus.store.sample_rate_hz
-    front_end, augmenter = features.build(plain["feature"], rate), Augmenter(plain["augment"], rate).train()
+    front_end = features.build(plain["feature"], rate)
+    data = ClipDataModule(
+        corpus,
+        split,
+        front_end=front_end,
+        augment=plain["augment"],
+        batch_size=plain["trainer"]["batch_size"],
+        seed=0,
+    )
     torch.manual_seed(0)
     net = models.for_feature(plain["model"], front_end, len(corpus.class_names)).train()
     layout = torch.contiguous_format if naive else torch.channels_last
     net = net.to(memory_format=layout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=not naive, foreach=False if naive else None)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    targets = torch.from_numpy(corpus.targets())
-    batches = ShuffledBatches(split.train, plain["trainer"]["batch_size"], 0)
+    batches = data.train_dataloader()
     step, began = 0, 0.0
     for epoch in range(steps):
-        batches.set_epoch(epoch)
-        for rows in batches:
+        batches.sampler.set_epoch(epoch)
+        for x, y in batches:
             last = time.perf_counter()
             if step == 0:
                 began = last
             if step == steps - 1:
                 return last - began
-            waveforms = torch.from_numpy(
-                corpus.store.gather(rows.clips, corpus.clip_samples, rows.placement)
-            ).unsqueeze(1)
-            with torch.no_grad():
-                x, y = augmenter(waveforms, targets[rows.clips], front_end, len(corpus.class_names), (0, step, 0))
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = cross_entropy(net(x.contiguous(memory_format=layout)), y)
             optimizer.zero_grad()

@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from audio_mnist.schema import validate_train
 
 PROJECT = Path(__file__).parents[2]
+PAIRS = 5  # of a ratio, unless it says otherwise
+figures: list[tuple[str, str]] = []  # what was measured in this process, and its result
 
 
 def ratio(
@@ -23,7 +25,7 @@ def ratio(
     first: tuple[str, Callable[[], float | None]],
     second: tuple[str, Callable[[], float | None]],
     *,
-    repeats: int = 5,
+    repeats: int | None = None,
 ) -> float:
     """Times both in turn and prints the median of the ratios first / second, and their range.
 
@@ -31,19 +33,22 @@ def ratio(
         title: of the figure.
         first: what it is called, and a call of it; it may return its own seconds, else the call is timed.
         second: that it is compared with.
-        repeats: pairs.
+        repeats: pairs; `PAIRS` without it.
 
     Returns:
         The median ratio.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
+    repeats = repeats or PAIRS
     for _ in range(repeats):
         for taken, (_, call) in zip(seconds, (first, second), strict=True):
             began = time.perf_counter()
             own = call()
             taken.append(time.perf_counter() - began if own is None else own)
     ratios = sorted(a / b for a, b in zip(*seconds, strict=True))
-    print(f"{title}: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}, {repeats} pairs)")
+    result = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}, {repeats} pairs)"
+    figures.append((title.strip(), result))
+    print(f"{title}: {result}")
     for (name, _), taken in zip((first, second), seconds, strict=True):
         print(f"  {name}: median {statistics.median(taken):.4g} s ({min(taken):.4g} to {max(taken):.4g})", flush=True)
     return statistics.median(ratios)

@@ -1,10 +1,10 @@
 """Augmentations of features (B, C, F, N), and of features and targets together."""
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchaudio.functional import mask_along_axis_iid
 
-from audio_mnist.augment.base import Augmentation
+from audio_mnist.augment.base import Augmentation, Draws
 from audio_mnist.config import require
 
 
@@ -23,8 +23,8 @@ class SpecAugment(Augmentation):
     Raises:
         ConfigError: an argument is out of range.
 
-    Source: Park et al., "SpecAugment", 2019, without its time warping, with
-    `torchaudio.functional.mask_along_axis_iid`.
+    Source: Park et al., "SpecAugment", 2019, without its time warping, with the
+    draws of `torchaudio.functional.mask_along_axis_iid`.
 
     >>> x = torch.arange(40.0).expand(1, 1, 40, 40)
     >>> hidden = SpecAugment(8000, rows=0.3, frames=0.0, masks=2, probability=1.0)(x)
@@ -42,14 +42,13 @@ class SpecAugment(Augmentation):
         require(masks >= 1, "augment.spec_augment.masks", masks, "1 or more")
         self.rows, self.frames, self.masks = rows, frames, masks
 
-    def augment(self, x: Tensor) -> Tensor:
-        kept = torch.ones_like(x[:, :1])  # (B, 1, F, N), one mask for all channels
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
+        clips, _, rows, frames = x.shape
+        hidden = np.zeros((clips, 1, rows, frames), dtype=bool)  # one mask for all channels
         for _ in range(self.masks):
-            for axis, share in ((2, self.rows), (3, self.frames)):
-                width = round(share * x.shape[axis])
-                if width:
-                    kept = mask_along_axis_iid(kept, width + 1, 0.0, axis)  # draws widths below its parameter
-        return torch.where(kept > 0, x, x.mean(dim=3, keepdim=True))  # rows may differ in scale, as those of MFCCs
+            hidden |= _band(rows, round(self.rows * rows), draws)[:, None, :, None]
+            hidden |= _band(frames, round(self.frames * frames), draws)[:, None, None, :]
+        return torch.where(draws.put(hidden), x.mean(dim=3, keepdim=True), x)  # rows may differ in scale, as of MFCCs
 
 
 class Mixup(Augmentation):
@@ -80,12 +79,22 @@ class Mixup(Augmentation):
         require(alpha > 0, "augment.mixup.alpha", alpha, "above 0")
         self.alpha = alpha
 
-    def blend(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def blend(self, x: Tensor, targets: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Return blended features and (B, classes) targets, shares of each class."""
-        share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x),)).to(x)  # (B,)
-        share = share.where(torch.rand(len(x), device=x.device) < self.probability, 1.0)
-        other = torch.randperm(len(x), device=x.device)
+        draws = draws or Draws.of(x)
+        blended = draws.on_cpu(lambda rng, n: rng.random(n) < self.probability)
+        drawn = draws.on_cpu(lambda rng, n: rng.beta(self.alpha, self.alpha, size=n))
+        share = draws.put(np.where(blended, drawn, 1).astype(np.float32))  # (B,)
+        other = draws.partners()
         return _lerp(x[other], x, share), _lerp(targets[other], targets, share)
+
+
+def _band(size: int, widest: int, draws: Draws) -> np.ndarray:
+    """Draw one band per clip: a width from 0 to `widest`, then its place. Return (clips, size), true inside."""
+    width, share = draws.on_cpu(lambda rng, n: rng.random((n, 2))).T
+    width = width * (widest + 1)
+    first = np.floor(share * (size - width))[:, None]
+    return (np.arange(size) >= first) & (np.arange(size) < first + np.floor(width)[:, None])
 
 
 def _lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

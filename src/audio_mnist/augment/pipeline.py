@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audio_mnist.augment.base import Augmentation
+from audio_mnist.augment.base import Augmentation, Draws
 from audio_mnist.config import construct
 from audio_mnist.errors import ConfigError
 
@@ -52,6 +51,7 @@ class Augmenter(nn.Module):
     Args:
         settings: settings of `conf/augment/`, one key per augmentation; those of probability 0 are left out.
         sample_rate_hz: sample rate of the waveforms.
+        waveforms: whether augmentations of waveforms take part; those of features and pairs always do.
 
     Shape: (B, 1, T) waveforms and (B,) class numbers -> (B, C, F, N) features
     and, with mixup in training mode, (B, classes) shares, else the class numbers.
@@ -62,37 +62,34 @@ class Augmenter(nn.Module):
 
     >>> augmenter = Augmenter({"mixup": {"probability": 1.0, "alpha": 0.3}}, 8000)
     >>> features = torch.randn(2, 1, 40, 40)
-    >>> x, targets = augmenter(features, torch.tensor([0, 2]), nn.Identity(), 3, (0, 0, 0))
+    >>> x, targets = augmenter(features, torch.tensor([0, 2]), nn.Identity(), 3, Draws.of(features))
     >>> x.shape, targets.shape
     (torch.Size([2, 1, 40, 40]), torch.Size([2, 3]))
     """
 
-    def __init__(self, settings: dict[str, Any], sample_rate_hz: int) -> None:
+    def __init__(self, settings: dict[str, Any], sample_rate_hz: int, *, waveforms: bool = True) -> None:
         super().__init__()
         built = [_stage(key, arguments, sample_rate_hz) for key, arguments in settings.items() if key != "placement"]
-        self.stages = nn.ModuleList(stage for stage in built if stage is not None)
+        used = (stage for stage in built if stage is not None and (waveforms or stage.domain != "waveform"))
+        self.stages = nn.ModuleList(used)
 
     def forward(
-        self, waveforms: Tensor, targets: Tensor, front_end: nn.Module, classes: int, seed: tuple[int, ...]
+        self, waveforms: Tensor, targets: Tensor, front_end: nn.Module, classes: int, draws: Draws
     ) -> tuple[Tensor, Tensor]:
         if not self.training or not len(self.stages):
             return front_end(waveforms), targets
-        devices = [waveforms.device] if waveforms.is_cuda else []
-        # separate draws: dropout and the order of clips stay what they are without augmentation
-        with torch.random.fork_rng(devices=devices):
-            _seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1), waveforms.device)
-            x = sounding = waveforms
-            for stage in self._of("waveform"):
-                x = stage(x)
-                sounding = x if stage.moves else sounding
-            # filters and noise also fill the padding; the clip's frames stay what they are
-            x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
-            for stage in self._of("feature"):
-                x = stage(x)
-            for stage in self._of("pair"):
-                if targets.ndim == 1:
-                    targets = nn.functional.one_hot(targets, classes).to(x)
-                x, targets = stage.blend(x, targets)
+        x = sounding = waveforms
+        for stage in self._of("waveform"):
+            x = stage(x, draws)
+            sounding = x if stage.moves else sounding
+        # filters and noise also fill the padding; the clip's frames stay what they are
+        x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
+        for stage in self._of("feature"):
+            x = stage(x, draws)
+        for stage in self._of("pair"):
+            if targets.ndim == 1:
+                targets = (targets.unsqueeze(1) == torch.arange(classes, device=x.device)).to(x)
+            x, targets = stage.blend(x, targets, draws)
         return x, targets
 
     @property
@@ -102,17 +99,6 @@ class Augmenter(nn.Module):
 
     def _of(self, domain: str) -> Iterator[Any]:
         return (stage for stage in self.stages if stage.domain == domain)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed torch as `torch.manual_seed` does, which takes half a millisecond longer.
-
-    It notes the stack for each kind of GPU, used or not.
-    """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
 
 
 def _stage(key: str, settings: Any, sample_rate_hz: int) -> Augmentation | None:

@@ -10,10 +10,44 @@ import torchaudio
 from torch import Tensor, nn
 from torchaudio.functional import add_noise
 
-from audio_mnist.augment.base import Augmentation, uniform
+from audio_mnist.augment.base import Augmentation, Draws
 from audio_mnist.config import require
 from audio_mnist.data.decode import decode_folder
 from audio_mnist.data.windows import middle
+
+
+class Shift(Augmentation):
+    """Move each clip in its window; what leaves the window is lost, and silence follows.
+
+    It varies the place of clips that fill their window, which `placement` cannot move.
+
+    Args:
+        sample_rate_hz: sample rate of the waveforms.
+        most_ms: furthest shift, earlier or later; drawn uniformly.
+        base: arguments of `Augmentation`.
+
+    Shape: (B, 1, T) -> (B, 1, T).
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    >>> Shift(1000, most_ms=1.0, probability=1.0)(torch.ones(4, 1, 3)).shape
+    torch.Size([4, 1, 3])
+    """
+
+    name = "shift"
+    moves = True
+
+    def __init__(self, sample_rate_hz: int, *, most_ms: float, **base) -> None:
+        super().__init__(sample_rate_hz, **base)
+        require(most_ms > 0, "augment.shift.most_ms", most_ms, "above 0")
+        self.most = round(most_ms * sample_rate_hz / 1000)  # samples
+
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
+        length, most = x.shape[-1], min(self.most, x.shape[-1])
+        begin = draws.integers(2 * most + 1, 1, 1)
+        taken = begin + torch.arange(length, device=x.device)  # (B, 1, T)
+        return nn.functional.pad(x, (most, most)).gather(2, taken)
 
 
 class _Grouped(Augmentation):
@@ -23,10 +57,10 @@ class _Grouped(Augmentation):
         super().__init__(sample_rate_hz, **base)
         self.strengths, self.neutral = strengths, neutral
 
-    def augment(self, x: Tensor) -> Tensor:
-        drawn = torch.randint(len(self.strengths), (len(x),), device=x.device)
-        order = drawn.argsort(stable=True)
-        groups = x[order].split(drawn.bincount(minlength=len(self.strengths)).tolist())
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
+        drawn = draws.on_cpu(lambda rng, n: rng.integers(len(self.strengths), size=n))
+        order = draws.put(drawn.argsort(kind="stable"))
+        groups = x[order].split(np.bincount(drawn, minlength=len(self.strengths)).tolist())
         changed = [
             group if strength == self.neutral or not len(group) else middle(self.change(group, number), x.shape[-1])
             for number, (strength, group) in enumerate(zip(self.strengths, groups, strict=True))
@@ -142,8 +176,8 @@ class Gain(Augmentation):
         require(low_db <= high_db, "augment.gain.low_db", low_db, f"at most augment.gain.high_db ({high_db:g})")
         self.range_db = low_db, high_db
 
-    def augment(self, x: Tensor) -> Tensor:
-        return x * 10 ** (uniform(*self.range_db, (len(x), 1, 1), x) / 20)
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
+        return x * 10 ** (draws.uniform(*self.range_db, 1, 1) / 20)
 
 
 class Filter(Augmentation):
@@ -175,9 +209,9 @@ class Filter(Augmentation):
         require(strength_db >= 0, "augment.filter.strength_db", strength_db, "0 or more")
         self.bands, self.strength_db = bands, strength_db
 
-    def augment(self, x: Tensor) -> Tensor:
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
         spectrum = torch.fft.rfft(x)  # (B, 1, T / 2 + 1)
-        drawn_db = uniform(-self.strength_db, self.strength_db, (len(x), self.bands), x)
+        drawn_db = draws.uniform(-self.strength_db, self.strength_db, self.bands)
         hats = _hats(spectrum.shape[-1], self.sample_rate_hz, self.bands, x.device)
         gain = torch.exp(drawn_db @ hats * (math.log(10) / 20))
         return torch.fft.irfft(_scaled(spectrum, gain.unsqueeze(1)), n=x.shape[-1])
@@ -201,13 +235,13 @@ class _Additive(Augmentation):
         require(snr_low_db <= snr_high_db, f"augment.{self.name}.snr_low_db", snr_low_db, high)
         self.snr_db = snr_low_db, snr_high_db
 
-    def augment(self, x: Tensor) -> Tensor:
-        noise = self.noise(x)
+    def augment(self, x: Tensor, draws: Draws) -> Tensor:
+        noise = self.noise(x, draws)
         # silent noise, or a silent clip, has no ratio
         audible = (_norm(noise) > 0) & (_norm(x) > 0)
-        return torch.where(audible, add_noise(x, noise, uniform(*self.snr_db, (len(x), 1), x)), x)
+        return torch.where(audible, add_noise(x, noise, draws.uniform(*self.snr_db, 1)), x)
 
-    def noise(self, x: Tensor) -> Tensor:
+    def noise(self, x: Tensor, draws: Draws) -> Tensor:
         """Return noise in the shape of `x`, at any level."""
         raise NotImplementedError
 
@@ -243,10 +277,10 @@ class Noise(_Additive):
         require(slope_low <= slope_high, "augment.noise.slope_low", slope_low, high)
         self.slope = slope_low, slope_high
 
-    def noise(self, x: Tensor) -> Tensor:
+    def noise(self, x: Tensor, draws: Draws) -> Tensor:
         frequency = torch.arange(x.shape[-1] // 2 + 1, device=x.device).clamp_min(1)
-        spectrum = torch.randn(len(x), 1, len(frequency), dtype=torch.complex64, device=x.device)
-        slope = uniform(*self.slope, (len(x), 1, 1), x)
+        spectrum = torch.view_as_complex(draws.normal(1, len(frequency), 2))
+        slope = draws.uniform(*self.slope, 1, 1)
         return torch.fft.irfft(_scaled(spectrum, torch.exp(frequency.log() * (-slope / 2))), n=x.shape[-1])
 
 
@@ -288,10 +322,10 @@ class Background(_Additive):
         self.register_buffer("samples", torch.from_numpy(np.concatenate(recordings)), persistent=False)
         self.register_buffer("starts", torch.from_numpy(np.concatenate([[0], ends])), persistent=False)
 
-    def noise(self, x: Tensor) -> Tensor:
-        which = torch.randint(len(self.starts) - 1, (len(x), 1), device=x.device)
+    def noise(self, x: Tensor, draws: Draws) -> Tensor:
+        which = draws.integers(len(self.starts) - 1, 1)
         begin, size = self.starts[which], self.starts[which + 1] - self.starts[which]
-        shift = (torch.rand(len(x), 1, device=x.device) * size).long()
+        shift = (draws.uniform(0, 1, 1) * size).long()
         samples = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short recording repeats
         return self.samples[samples].unsqueeze(1)
 

@@ -2,17 +2,22 @@
 
 import contextlib
 import ctypes
+import hashlib
+import itertools
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import joblib
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from audio_mnist.errors import ConfigError
 
@@ -78,6 +83,19 @@ def set_up_cpu(threads: int) -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def put(values: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device; a GPU's work continues meanwhile."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextlib.contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Let a GPU convolve in full float32, not in TF32, and always alike."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 def side_by_side() -> int:
     """Return how many Python threads fill the cores, where each uses torch's own threads."""
     return max(1, joblib.cpu_count() // torch.get_num_threads())
@@ -91,18 +109,25 @@ def check_compiler() -> None:
 
 
 @contextlib.contextmanager
-def free_gpu(locks: Path) -> Iterator[int]:
-    """Hold the first GPU that no other run of the sweep holds; wait for one.
+def free_gpu(sweep: str, runs_per_gpu: int) -> Iterator[int]:
+    """Hold a place on a GPU of this machine, and wait for one; GPUs without a run come first.
+
+    The locks lie on this machine, and name a GPU by its UUID: jobs on two nodes,
+    and two jobs of one node that each see one GPU, all call theirs 0.
 
     Args:
-        locks: folder that the runs of the sweep share.
+        sweep: what the runs of a sweep share, such as its folder.
+        runs_per_gpu: places on each GPU.
 
     Yields:
         The number of the GPU.
     """
+    locks = Path(tempfile.gettempdir()) / f"audio-mnist-{getattr(os, 'getuid', lambda: 0)()}"
+    locks.mkdir(exist_ok=True)
     while True:
-        for number in range(torch.cuda.device_count()):
-            lock = FileLock(locks / f"gpu{number}.lock")
+        for place, number in itertools.product(range(runs_per_gpu), range(torch.cuda.device_count())):
+            name = f"{sweep}\0{torch.cuda.get_device_properties(number).uuid}\0{place}"
+            lock = FileLock(locks / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -125,6 +150,13 @@ def require_packages(extra: str, *packages: str) -> None:
     Raises:
         ConfigError: names the missing ones and the command that installs them.
     """
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if not _is_installed(package)]
     if missing:
         raise ConfigError(f"not installed: {', '.join(missing)}; pip install -e '.[{extra}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from audio_mnist.errors import DataError
 
+_NETWORK = (
+    *("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.ceph", "fuse.sshfs", "afs", "glusterfs"),
+    *("fuse.gluster", "panfs", "pvfs", "orangefs", "wekafs", "9p", "fuse.juicefs", "fuse.s3fs"),
+)
+
 
 def inside(root: Path, name: str, *, allowed: bool, source: str, key: str) -> str:
     """Make a path from a table absolute.
@@ -45,6 +50,25 @@ def _real(path: Path) -> str:
     if path.name in ("", "..") or path.is_symlink():
         return os.path.realpath(path)
     return os.path.join(_real_folder(os.path.dirname(path)), path.name)
+
+
+def network_file_system(path: Path) -> str:
+    """Return the kind of the network file system that a path lies on, "" for a local one or where Linux is not."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    real = os.path.realpath(path)
+    # of two mounts on one point the later one counts
+    above = [
+        (point, kind) for point, kind in mounts if os.path.commonpath([real, _unescaped(point)]) == _unescaped(point)
+    ]
+    kind = max(reversed(above), key=lambda one: len(one[0]), default=("", ""))[1]
+    return kind if kind.startswith(_NETWORK) else ""
+
+
+def _unescaped(point: str) -> str:
+    return point.replace("\\040", " ")
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> None:

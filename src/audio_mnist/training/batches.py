@@ -1,15 +1,16 @@
 """Batches of one fold: which clips, in which order, placed where; and a corpus that lives on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from audio_mnist.augment import Placement
 from audio_mnist.data.store import WaveformStore
+from audio_mnist.system import devices
 
 
 class Rows(NamedTuple):
@@ -25,15 +26,10 @@ class Rows(NamedTuple):
     clips: np.ndarray
     placement: np.ndarray | None
 
-
-class Batches(Dataset):
-    """Rows with their targets: (`Rows`, (B,) int64 class numbers). No sample is copied yet."""
-
-    def __init__(self, targets: np.ndarray) -> None:
-        self._targets = torch.from_numpy(targets)
-
-    def __getitem__(self, rows: Rows) -> tuple[Rows, Tensor]:
-        return rows, self._targets[rows.clips]
+    @classmethod
+    def joined(cls, batches: Sequence["Rows"]) -> "Rows":
+        """Join training batches."""
+        return cls(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
 class ResidentClips:
@@ -58,11 +54,11 @@ class ResidentClips:
     def gather(self, indices: np.ndarray, length: int, placement: np.ndarray | None = None) -> Tensor:
         """Place clips in (B, T) float32 windows on the device, as `WaveformStore.gather` does."""
         device = self.samples.device
-        clips = torch.from_numpy(indices).to(device)
+        clips = devices.put(indices, device)
         begin = self.offsets[clips]  # (B,)
         size = self.offsets[clips + 1] - begin
         slack = length - size
-        share = 0.5 if placement is None else torch.from_numpy(placement).to(device)
+        share = 0.5 if placement is None else devices.put(placement, device)
         shift = (slack.abs() * share).round().long()
         within = torch.arange(length, device=device) - torch.where(slack >= 0, shift, -shift).unsqueeze(1)  # (B, T)
         inside = (within >= 0) & (within < size.unsqueeze(1))
@@ -82,31 +78,46 @@ class ShuffledBatches(Sampler[Rows]):
         batch_size: B of one device; at most n.
         seed: random seed of the draws.
         placement: copies of a clip in an epoch, and when they get new places.
+        classes: (n,) class numbers, to draw classes alike, with replacement; None takes every clip once.
     """
 
-    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        seed: int,
+        placement: Placement | None = None,
+        classes: np.ndarray | None = None,
+    ) -> None:
         self._placement = placement or Placement()
         self._indices, self._seed = np.tile(indices, self._placement.copies), seed
-        self._batch_size = min(batch_size, len(self._indices) // world()[1])
-        self._epoch = 0
+        self.batch_size = min(batch_size, len(self._indices) // world()[1])
+        self.epoch = 0
+        self._share: np.ndarray | None = None  # probability of each clip
+        if classes is not None:
+            wanted = 1 / np.bincount(classes)[np.tile(classes, self._placement.copies)]
+            self._share = wanted / wanted.sum()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls it before each one."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._indices) // (self._batch_size * world()[1])
+        return len(self._indices) // (self.batch_size * world()[1])
 
     def __iter__(self) -> Iterator[Rows]:
         rank, size = world()
-        rng = np.random.default_rng([self._seed, self._epoch])
-        permutation = rng.permutation(len(self._indices))
+        rng = np.random.default_rng([self._seed, self.epoch])
+        if self._share is None:
+            permutation = rng.permutation(len(self._indices))
+        else:
+            permutation = rng.choice(len(self._indices), len(self._indices), p=self._share)
         order, placement = self._indices[permutation], rng.random(len(self._indices))
         if not self._placement.redraw:  # the places are drawn once and stay with the copies
             placement = np.random.default_rng(self._seed).random(len(self._indices))[permutation]
         for number in range(len(self)):
-            start = (number * size + rank) * self._batch_size
-            part = slice(start, start + self._batch_size)
+            start = (number * size + rank) * self.batch_size
+            part = slice(start, start + self.batch_size)
             yield Rows(permutation[part], order[part], placement[part])
 
     def fixed(self) -> Rows | None:

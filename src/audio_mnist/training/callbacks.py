@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers.logger import Logger
 
 from audio_mnist.tracking.run import Run
+from audio_mnist.training import progress
 from audio_mnist.training.resume import LAST, PENDING
 
 
@@ -31,8 +32,12 @@ class EpochSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed after the epoch's loaders were made; they draw too."""
         if batch_idx == 0:
-            sequence = np.random.SeedSequence([self._seed, trainer.current_epoch, trainer.global_rank])
-            torch.manual_seed(int(sequence.generate_state(1)[0]))
+            torch.manual_seed(epoch_seed(self._seed, trainer.current_epoch, trainer.global_rank))
+
+
+def epoch_seed(seed: int, epoch: int, process: int) -> int:
+    """Return the seed of an epoch's dropout in one process of a run."""
+    return int(np.random.SeedSequence([seed, epoch, process]).generate_state(1)[0])
 
 
 class KeepState(Checkpoint):
@@ -67,6 +72,26 @@ class KeepState(Checkpoint):
             self._run.flush()
             os.replace(pending, self._folder / LAST)
             self._saved_at = time.monotonic()
+
+
+class Progress(Callback):
+    """Tell the sweep how far the run is, at most once a second.
+
+    Args:
+        folder: the run's folder.
+        score: name of the score that is shown.
+    """
+
+    def __init__(self, folder: Path, score: str) -> None:
+        self._folder, self._score, self._told_at = folder, score, 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch, and the newest score of the scored fold."""
+        if time.monotonic() - self._told_at >= 1:
+            self._told_at = time.monotonic()
+            known = trainer.callback_metrics.get(f"fold/{self._score}")
+            score = None if known is None else float(known)
+            progress.write(self._folder, epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs, score=score)
 
 
 class EpochLogger(Logger):

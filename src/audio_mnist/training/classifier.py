@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchaudio
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +20,8 @@ from audio_mnist.data.store import WaveformStore
 from audio_mnist.data.windows import middle
 from audio_mnist.errors import RunError
 from audio_mnist.features import FrontEnd
+from audio_mnist.system import devices
+from audio_mnist.training import graphs
 
 
 class Classifier(LightningModule):
@@ -37,7 +39,9 @@ class Classifier(LightningModule):
         optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
         views: views of a clip that a prediction averages: `placements` in its window, evenly spread, at each of several
             `speeds`. None: one, centred, at normal speed.
+        class_weights: weight of each class in the training loss, mean 1 over the training clips; None for equal ones.
         front_end: the built front end, where the caller has it already.
+        cuda_graph: whether a GPU replays the net's pass as CUDA graphs in training.
 
     Shape: features (B, channels, F, N) -> logits (B, C).
 
@@ -55,10 +59,12 @@ class Classifier(LightningModule):
         clip_samples: int,
         optimizer: dict[str, Any],
         views: dict[str, Any] | None = None,
+        class_weights: list[float] | None = None,
         front_end: FrontEnd | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["front_end"])
+        self.save_hyperparameters(ignore=["front_end", "cuda_graph"])
         views = views or {"placements": 1, "speeds": [1.0]}
         self.placements, self.speeds = int(views["placements"]), [float(speed) for speed in views["speeds"]]
         self.class_names, self.clip_samples, self.sample_rate_hz = class_names, clip_samples, sample_rate_hz
@@ -66,18 +72,40 @@ class Classifier(LightningModule):
         net = models.for_feature(model, front_end, len(class_names))
         self.net = net.to(memory_format=torch.channels_last)
         self._feature, self._optimizer = feature, optimizer
+        self._weights = None if class_weights is None else torch.tensor(class_weights)
         # in tuples: not submodules, so not in the checkpoint
         self._front_end = (front_end,)
         self._resamplers: tuple[nn.ModuleList, ...] = ()
         self._sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
+        self._cuda_graph, self._capture_next = cuda_graph, False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.contiguous(memory_format=torch.channels_last))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def on_train_start(self) -> None:
+        self._capture_next = self.device.type == "cuda" and self._cuda_graph and not self.net.closed_form
+        if self.net.closed_form:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            with torch.no_grad():
+                self.net.fit(data.training_set(self.device), weighted=self._weights is not None)
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self._capture_next:
+            self._capture_next = False
+            precision = self.trainer.precision
+            dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
+            graphs.capture(self.net, batch[0].contiguous(memory_format=torch.channels_last), dtype)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         x, targets = batch
         logits = self(x)  # (B, C)
-        loss = cross_entropy(logits, targets, label_smoothing=self._optimizer["label_smoothing"])
+        loss = self.training_loss(logits, targets)
+        return None if self.net.closed_form else loss
+
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a training batch, and keep what the epoch's metrics need."""
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        loss = cross_entropy(logits, targets, weight=weights, label_smoothing=self._optimizer["label_smoothing"])
         self._note("train", logits, targets, loss)
         return loss
 
@@ -102,32 +130,21 @@ class Classifier(LightningModule):
         self._sums.setdefault(prefix, []).append((len(targets), loss, right))
 
     def _log_epoch(self, prefix: str) -> None:
-        """Log the means over the clips since the last call."""
+        self.log_dict(self.epoch_means(prefix), sync_dist=True)
+
+    def epoch_means(self, prefix: str) -> dict[str, Tensor]:
+        """Return the loss and the accuracy over the clips of train, fold or selection since the last call."""
         batches = self._sums.pop(prefix, [])
         if not batches:
-            return
+            return {}
         counts = torch.tensor([count for count, _, _ in batches], dtype=torch.float32, device=self.device)
         losses = torch.stack([loss for _, loss, _ in batches]).float()
         rights = torch.stack([right for _, _, right in batches])
         means = {"loss": (losses * counts).sum() / counts.sum(), "accuracy": rights.sum() / counts.sum()}
-        self.log_dict({f"{prefix}/{key}": value for key, value in means.items()}, sync_dist=True)
+        return {f"{prefix}/{key}": value for key, value in means.items()}
 
     def configure_optimizers(self) -> Any:
-        settings = self._optimizer
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
-        fused = not self.trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients
-        optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
-        if settings["schedule"] == "none":
-            return optimizer
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule: torch.optim.lr_scheduler.LRScheduler
-        if settings["schedule"] == "cosine":
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        else:
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=settings["lr"], total_steps=steps, pct_start=settings["warmup_share"]
-            )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return None if self.net.closed_form else optimizer_of(self._optimizer, self.parameters(), self.trainer)
 
     def front_end(self) -> FrontEnd:
         """Return the feature that this net was trained on, on this module's device."""
@@ -166,6 +183,30 @@ class Classifier(LightningModule):
             ValueError: the store has another sample rate.
         """
         return predict_together([self], store, indices, batch_size=batch_size)[0]
+
+
+def optimizer_of(settings: dict[str, Any], parameters: Iterable[nn.Parameter], trainer: Trainer) -> Any:
+    """Return an optimiser with its schedule, as `LightningModule.configure_optimizers` does.
+
+    Args:
+        settings: settings of the optimiser.
+        parameters: what it trains.
+        trainer: Lightning's trainer, which knows the number of steps.
+    """
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
+    fused = not trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients
+    optimizer = kind(parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
+    if settings["schedule"] == "none":
+        return optimizer
+    steps = max(2, int(trainer.estimated_stepping_batches))
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if settings["schedule"] == "cosine":
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    else:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=settings["lr"], total_steps=steps, pct_start=settings["warmup_share"]
+        )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def predict_together(
@@ -210,7 +251,7 @@ def predict_together(
         _add_views([classifiers[n] for n in numbers], store, indices[part], [p[n, part] for n in numbers])
 
     # full float32 on a GPU too: predictions must repeat on other hardware
-    with _evaluating(classifiers), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with _evaluating(classifiers), devices.exact_convolutions():
         if threads == 1 or len(batches) == 1:
             for batch in batches:
                 add(*batch)

@@ -1,31 +1,63 @@
 """One fold as a LightningDataModule: waveforms to the device, features computed there."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor, nn
 
-from audio_mnist.augment import Augmenter, Placement
+from audio_mnist.augment import Augmenter, Draws, Placement
 from audio_mnist.data.folds import Split
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.features import FrontEnd
-from audio_mnist.training.batches import Batches, CentredBatches, ResidentClips, Rows, ShuffledBatches, world
+from audio_mnist.system import devices
+from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches, world
+from audio_mnist.training.embeddings import Embeddings
 
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
+# waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
+AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+
+
+class FeatureBatches:
+    """A loader: a sampler's rows as features (B, C, F, N) and targets on the device.
+
+    Args:
+        sampler: the rows. Lightning sets its epoch.
+        compute: turns it into the batches.
+    """
+
+    batch_sampler = None  # Lightning asks every loader that has a sampler for it
+
+    def __init__(
+        self, sampler: ShuffledBatches | CentredBatches, compute: Callable[[Any], Iterator[tuple[Tensor, Tensor]]]
+    ) -> None:
+        self.sampler, self._compute = sampler, compute
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._compute(self.sampler)
 
 
 class ClipDataModule(LightningDataModule):
     """Loaders of one fold.
 
-    A batch leaves the loader as row numbers and reaches the model as features
-    (B, C, F, N). The waveforms are gathered after the transfer, on the device
-    where the corpus fits there, and the features are computed there. Features of
-    clips that do not change, in validation above all, are computed once and kept
-    while they are small. The first validation set is the scored fold. The second,
-    where there is one, is the selection set.
+    A loader yields features (B, C, F, N) and class numbers (B,) on the training's
+    device; with mixup shares (B, classes). The features are computed there, and
+    the waveforms are gathered there where the corpus fits. Several training
+    batches are augmented and transformed at once; their random numbers are each
+    batch's own. Features of clips that do not change, in validation above all,
+    are computed once and kept while they are small. The first validation set is
+    the scored fold. The second, where there is one, is the selection set.
+
+    An encoder's features come from `embeddings`. Its training clips vary by their copies, not by their place.
 
     Args:
         corpus: the decoded clips.
@@ -34,6 +66,9 @@ class ClipDataModule(LightningDataModule):
         augment: settings of the augmentations of training clips, one key each.
         batch_size: B, clips.
         seed: random seed of the order, the placement and the augmentation of training clips.
+        balanced: whether training batches draw classes alike.
+        embeddings: features of all clips of the split, where the front end is a pretrained encoder.
+        groups: (clips,) names of groups of clips that belong together, for a net of closed form.
 
     Raises:
         ConfigError: settings of the augmentations are wrong.
@@ -49,59 +84,97 @@ class ClipDataModule(LightningDataModule):
         augment: dict[str, Any],
         batch_size: int,
         seed: int,
+        balanced: bool = False,
+        embeddings: Embeddings | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self._classes = len(corpus.class_names)
         self._placement = Placement.of(augment)
-        self._augmenter = Augmenter(augment, corpus.store.sample_rate_hz)
+        self._augmenter = Augmenter(augment, corpus.store.sample_rate_hz, waveforms=embeddings is None)
+        self._embeddings = embeddings
+        self._targets, self._groups = corpus.targets(), groups
         self._store, self._length = corpus.store, corpus.clip_samples
-        self._batches, self._split = Batches(corpus.targets()), split
-        self._front_end = front_end
-        self._batch_size, self._seed = batch_size, seed
-        self._device = torch.device("cpu")  # of front end and augmenter
+        self._split, self._front_end = split, front_end
+        self._batch_size, self._seed, self._balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
-    def steps_per_epoch(self) -> int:
-        """Return the number of batches of one epoch, on one device."""
-        return len(self._training_batches())
+    def epoch_shape(self) -> tuple[int, int]:
+        """Return the number of batches of one epoch, on one device, and the clips in each."""
+        batches = self._training_batches()
+        return len(batches), batches.batch_size
 
-    def train_dataloader(self) -> DataLoader:
-        """Return shuffled batches of the training clips."""
-        return self._loader(self._training_batches())
+    def train_dataloader(self) -> FeatureBatches:
+        """Return shuffled batches of the training clips, augmented."""
+        return FeatureBatches(self._training_batches(), self._train)
 
-    def val_dataloader(self) -> list[DataLoader]:
+    def val_dataloader(self) -> list[FeatureBatches]:
         """Return the scored fold, then the selection set where there is one."""
-        return [self._loader(batches) for batches in self._scored_batches()]
+        return [
+            FeatureBatches(batches, partial(self._score, f"scored {number}"))
+            for number, batches in enumerate(self._scored_batches())
+        ]
 
-    def transfer_batch_to_device(
-        self, batch: tuple[Rows, Tensor], device: torch.device, dataloader_idx: int
-    ) -> tuple[Rows, Tensor]:
-        """Move the targets; `on_after_batch_transfer` moves the waveforms."""
-        rows, targets = batch
-        return rows, targets.to(device, non_blocking=True)
+    def _train(self, sampler: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training batches of one epoch, several computed at once."""
+        device = self._device()
+        at_once = max(1, AT_ONCE_BYTES.get(device.type, 0) // (4 * self._length * sampler.batch_size))
+        kept = self._kept_features("train", sampler, device)
+        numbered = enumerate(sampler)
+        while group := list(islice(numbered, at_once)):
+            # the 1 keeps the first step's numbers apart from those of the order of the clips
+            steps = [[self._seed, sampler.epoch, number, world()[0], 1] for number, _ in group]
+            rows = Rows.joined([rows for _, rows in group])
+            draws = Draws([np.random.default_rng(step) for step in steps], [sampler.batch_size] * len(group), device)
+            with _in_float32(device):
+                targets = devices.put(self._targets[rows.clips], device)
+                x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+                done = kept is not None or self._embeddings is not None
+                front_end = nn.Identity() if done else self._front_end.to(device)
+                x, targets = self._augmenter.to(device)(x, targets, front_end, self._classes, draws)
+            yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
 
-    def on_after_batch_transfer(self, batch: tuple[Rows, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Turn (rows, (B,)) into ((B, C, F, N), (B,)) on the targets' device, augmented in training.
+    def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of a scored set."""
+        device = self._device()
+        kept = self._kept_features(name, sampler, device)
+        for rows in sampler:
+            x = self._features(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+            yield x, devices.put(self._targets[rows.clips], device)
 
-        With mixup the targets of a training batch are shares, (B, classes).
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def training_set(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield all training clips, not augmented, for a net of closed form; of an encoder every copy.
+
+        Returns:
+            Features (B, C, F, N), class numbers (B,) and groups (B,) of each batch, on the device.
         """
-        rows, targets = batch
-        device, trainer = targets.device, self.trainer
-        if device != self._device:
-            self._front_end, self._augmenter = self._front_end.to(device), self._augmenter.to(device)
-            self._device = device
-        training = rows.placement is not None
-        if training != self._augmenter.training:
-            self._augmenter.train(training)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # features in float32
-            kept = self._kept_features("train" if training else str(dataloader_idx), device)
-            seed = (self._seed, trainer.global_step if trainer else 0, world()[0])
-            if kept is None:
-                waveforms = self._waveforms(rows, device)
-                return self._augmenter(waveforms, targets, self._front_end, self._classes, seed)
-            x = kept[torch.from_numpy(rows.positions).to(device)]
-            return self._augmenter(x, targets, torch.nn.Identity(), self._classes, seed)
+        groups = self._targets if self._groups is None else np.unique(self._groups, return_inverse=True)[1]
+        copies = 1 if self._embeddings is None else self._embeddings.copies
+        for copy in range(copies):
+            for rows in CentredBatches(self._split.train, 4 * self._batch_size):
+                if self._embeddings is not None:
+                    rows = rows._replace(placement=np.full(len(rows.clips), (copy + 0.5) / copies))
+                x = self._features(rows, device)
+                targets, together = (devices.put(of_all[rows.clips], device) for of_all in (self._targets, groups))
+                yield x, targets, together
+
+    def _features(self, rows: Rows, device: torch.device) -> Tensor:
+        """Return (B, C, F, N) features in float32, not augmented."""
+        x = self._inputs(rows, device)
+        if self._embeddings is not None:
+            return x
+        with _in_float32(device):
+            return self._front_end.to(device)(x)
+
+    def _inputs(self, rows: Rows, device: torch.device) -> Tensor:
+        """Return waveforms (B, 1, T), or the embeddings (B, C, F, N) of an encoder."""
+        if self._embeddings is not None:
+            return devices.put(self._embeddings.gather(rows.clips, rows.placement).numpy(), device)
+        return self._waveforms(rows, device)
 
     def _waveforms(self, rows: Rows, device: torch.device) -> Tensor:
         """Return (B, 1, T) on the device."""
@@ -109,17 +182,17 @@ class ClipDataModule(LightningDataModule):
             self._resident = ResidentClips(self._store, device)
         if self._resident is not None:
             return self._resident.gather(rows.clips, self._length, rows.placement).unsqueeze(1)
-        waveforms = torch.from_numpy(self._store.gather(rows.clips, self._length, rows.placement)).unsqueeze(1)
-        return waveforms.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else waveforms.to(device)
+        return devices.put(self._store.gather(rows.clips, self._length, rows.placement), device).unsqueeze(1)
 
-    def _kept_features(self, name: str, device: torch.device) -> Tensor | None:
+    def _kept_features(
+        self, name: str, sampler: ShuffledBatches | CentredBatches, device: torch.device
+    ) -> Tensor | None:
         """Return the (n, C, F, N) features of a set of unchanging clips; None where they change or are too large."""
         if name not in self._kept:
             self._kept[name] = None
-            sampler = self._training_batches() if name == "train" else self._scored_batches()[int(name)]
-            rows = sampler.fixed()
+            rows = None if self._embeddings is not None else sampler.fixed()
             if rows is not None and not (name == "train" and self._augmenter.changes_waveforms):
-                one = self._front_end(torch.zeros(1, 1, self._length, device=device))
+                one = self._features(Rows(rows.positions[:1], rows.clips[:1], None), device)
                 if one.nbytes * len(rows.clips) <= KEPT_BYTES:
                     self._kept[name] = self._compute(rows, device)
         return self._kept[name]
@@ -129,21 +202,20 @@ class ClipDataModule(LightningDataModule):
         for start in range(0, len(rows.clips), 4 * self._batch_size):
             part = slice(start, start + 4 * self._batch_size)
             placement = None if rows.placement is None else rows.placement[part]
-            waveforms = self._waveforms(Rows(rows.positions[part], rows.clips[part], placement), device)
-            parts.append(self._front_end(waveforms))
+            parts.append(self._features(Rows(rows.positions[part], rows.clips[part], placement), device))
         return torch.cat(parts)
 
     def _training_batches(self) -> ShuffledBatches:
-        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement)
+        classes = self._targets[self._split.train] if self._balanced else None
+        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement, classes)
 
     def _scored_batches(self) -> list[CentredBatches]:
         sets: list[np.ndarray] = [self._split.fold] + ([self._split.selection] if len(self._split.selection) else [])
         return [CentredBatches(indices, 4 * self._batch_size) for indices in sets]
 
-    def _loader(self, sampler: Sampler[Rows]) -> DataLoader:
-        # rows are numbers: worker processes would cost more than they save
-        return DataLoader(self._batches, batch_size=None, sampler=sampler, num_workers=0, collate_fn=_unchanged)
 
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+@contextlib.contextmanager
+def _in_float32(device: torch.device) -> Iterator[None]:
+    """Compute features without gradients and in full float32, whatever the training's precision is."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), devices.exact_convolutions():
+        yield

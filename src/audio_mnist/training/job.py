@@ -1,17 +1,23 @@
 """One planned run. A sweep plans its jobs, and `training.run` runs one."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 
 from audio_mnist.config import fingerprint, load_modules, to_plain
-from audio_mnist.data.folds import Folds, Split, assign_folds, split_clips
+from audio_mnist.data.folds import Folds, Split, cut_folds, split_clips
 from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_train
+
+OPTIMISTIC = "optimistic: epochs or settings were chosen on the clips scored here"
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,23 @@ class Job:
 
     @property
     def optimistic(self) -> bool:
-        """Whether the epoch is chosen on the fold that is scored."""
-        return self.settings["selection"] == "fold"
+        """Whether the epoch, or the settings, were chosen on the fold that is scored."""
+        return self.settings["selection"] == "fold" or self.settings["optimistic"]
+
+    @property
+    def kind(self) -> str:
+        """Kind of its tracked run: "train", or "trial" of a search, which does not see the scored fold."""
+        return "trial" if self.settings["scored"] == "inner" else "train"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes that a reader of the scores must know."""
+        from audio_mnist.scoring import measures
+
+        targets, folds = self.corpus.targets(), self.folds
+        counts = np.bincount(targets[(folds.fold_of >= 0) & folds.scored], minlength=len(self.corpus.class_names))
+        unequal = measures.note(counts, self.settings["score"])
+        return (*folds.notes, *([unequal] if unequal else []))
 
     @property
     def resumable(self) -> bool:
@@ -67,8 +88,15 @@ class Job:
 
     @cached_property
     def recipe_fingerprint(self) -> str:
-        """Identifies the recipe without the fold."""
+        """Identifies the recipe without the fold; of a search's winners the search, whose settings differ by fold."""
+        if self.settings["found_by"] is not None:
+            return fingerprint(["found", self.settings["found_by"], self.settings["seed"]])
         return fingerprint({key: value for key, value in self.recipe.items() if key != "fold"})
+
+    @cached_property
+    def family(self) -> str:
+        """Identifies the recipe without fold and seed."""
+        return fingerprint({key: value for key, value in self.recipe.items() if key not in ("fold", "seed")})
 
     @cached_property
     def device(self) -> str:
@@ -97,14 +125,14 @@ def plan(
     cfg: DictConfig,
     *,
     prepare: Callable[[dict[str, Any]], PreparedCorpus] = prepare,
-    assign: Callable[..., Folds] = assign_folds,
+    cut: Callable[[pd.DataFrame, dict[str, Any]], Folds] = cut_folds,
 ) -> Job:
     """Check a composed config, prepare its clips and cut its folds. Nothing heavy is imported.
 
     Args:
         cfg: the composed config of `conf/train.yaml`.
         prepare: replaces `data.prepare.prepare`, such as by one that remembers.
-        assign: replaces `data.folds.assign_folds`, likewise.
+        cut: replaces `data.folds.cut_folds`, likewise.
 
     Raises:
         ConfigError: a key is wrong.
@@ -116,8 +144,28 @@ def plan(
             cfg.data[key] = str(Path(cfg.data[key]).expanduser().resolve())
     cfg.modules = [str(Path(m).expanduser().resolve()) if m.endswith(".py") else m for m in cfg.modules]
     settings = to_plain(cfg)
+    _pin_encoder(settings["feature"])
     load_modules(settings["modules"])
     corpus = prepare(settings["data"])
-    folds = assign(corpus.manifest, **settings["folds"])
+    folds = cut(corpus.manifest, settings["folds"])
     chosen = {name: settings[name] for name in ("fold", "selection", "inner_folds", "subset")}
-    return Job(settings, corpus, folds, split_clips(corpus.manifest, folds, **chosen))
+    split = split_clips(corpus.manifest, folds, **chosen)
+    if settings["scored"] == "inner":
+        split = replace(split, fold=split.selection)  # so no step of the run can see the scored fold
+    return Job(settings, corpus, folds, split)
+
+
+def _pin_encoder(feature: dict[str, Any]) -> None:
+    """Add the SHA-256 of an encoder's file to its settings, so that other weights are another recipe.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if feature["name"] != "onnx_encoder" or not feature.get("path"):
+        return
+    path = Path(feature["path"]).expanduser().resolve()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"feature.path={path}: cannot be read ({error.strerror or error})") from None
+    feature |= {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}

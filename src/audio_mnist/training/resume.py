@@ -89,18 +89,18 @@ def claim(job: Job, tracker: AnyTracker) -> Iterator[Claim]:
         folder = resume_dir(settings) if job.resumable else None
         place = stack.enter_context(workplace(folder, job.key))
         here = resume_id(settings)
-        earlier = earlier_run(tracker, job.key, here) if job.resumable else None
+        earlier = earlier_run(tracker, job.key, here, job.kind) if job.resumable else None
         if earlier is None or earlier.status == "FINISHED":
             place.clear()
         yield Claim(place, earlier, here)
 
 
-def earlier_run(tracker: AnyTracker, key: str, here: str) -> RunRecord | None:
+def earlier_run(tracker: AnyTracker, key: str, here: str, kind: str = "train") -> RunRecord | None:
     """Return the newest finished and usable run of a job, else the newest of this machine, else None."""
-    finished = tracker.usable(tracker.search(kind="train", job=key))
+    finished = tracker.usable(tracker.search(kind=kind, job=key))
     if finished is not None:
         return finished
-    unfinished = [run for run in tracker.search(kind="train", job=key) if BROKEN not in run.tags]
+    unfinished = [run for run in tracker.search(kind=kind, job=key) if BROKEN not in run.tags]
     here_only = [run for run in unfinished if run.tags.get("resume_id", "") == here]
     return here_only[-1] if here_only else None
 

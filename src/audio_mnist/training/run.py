@@ -11,15 +11,15 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Callback, seed_everything
 
 from audio_mnist.data.prepare import PreparedCorpus, prepare
-from audio_mnist.errors import RunError
+from audio_mnist.errors import ConfigError, PrunedError, RunError
 from audio_mnist.system import devices
 from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import CONFIG, AnyTracker, connect
@@ -45,25 +45,36 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
 
 
-def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | None = None) -> Trained:
+def train(
+    cfg: DictConfig,
+    *,
+    sweep_dir: Path | None = None,
+    parent_id: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
     """Train and score one fold as one tracked run.
 
     Args:
         cfg: the composed config of `conf/train.yaml`.
         sweep_dir: folder that the runs of a sweep share; None for a single run.
         parent_id: the sweep's tracked run.
+        callbacks: Lightning callbacks besides the run's own.
 
     Raises:
         AudioMnistError: something that the caller can fix, before a run was started.
         Exception: whatever broke the run. The run has ended FAILED and holds the traceback.
     """
-    job = _planned(cfg, sweep_dir)
+    if cfg.get("search") and sweep_dir is None:
+        raise ConfigError("search needs a sweep: add -m")
+    if cfg.trainer.together and sweep_dir is None:
+        raise ConfigError("trainer.together=true needs a sweep: add hydra/launcher=together and -m")
+    job = planned(cfg, sweep_dir)
     devices.set_up_cpu(job.settings["trainer"]["threads"])
     seed_everything(job.settings["seed"], verbose=False)
     parts = build(job, alone=sweep_dir is None)
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a further process of one run on several devices
-        with workplace(None, "") as folder:
-            fit(job, parts, folder, None)
+        with workplace(None, "") as place:
+            fit(job, parts, place, None)
         return Trained("", {})
     tracker = connect(job.settings["tracking"]["uri"], job.settings["tracking"]["experiment"])
     with claim(job, tracker) as claimed:
@@ -72,18 +83,18 @@ def train(cfg: DictConfig, *, sweep_dir: Path | None = None, parent_id: str | No
             log.info("%s is finished already: run %s", earlier.name, earlier.id)  # since this sweep began
             best = {name: value for name, value in earlier.metrics.items() if name.startswith("best/")}
             return Trained(earlier.id, best)
-        run = _open(tracker, job, claimed, parent_id)
-        with _ending(run), _device(job, sweep_dir) as parts.options["devices"]:
-            metrics = _train_and_score(job, parts, claimed, run)
+        run = open_run(tracker, job, claimed, parent_id)
+        with ending(run), _device(job, sweep_dir) as parts.options["devices"]:
+            metrics = _train_and_score(job, parts, claimed, run, callbacks)
         return Trained(run.id, metrics)
 
 
-def _planned(cfg: DictConfig, sweep_dir: Path | None) -> Job:
+def planned(cfg: DictConfig, sweep_dir: Path | None) -> Job:
     """Plan the job, with as few messages as the runs of a sweep need."""
     _quieten()
     if sweep_dir is None:
         job = plan(cfg)
-        for note in job.folds.notes:
+        for note in job.notes:
             log.info("note: %s", note)
         return job
     for name in ("audio_mnist.data.build_store", "audio_mnist.data.corpora"):  # the sweep reported it once
@@ -97,25 +108,28 @@ def _prepared_once(sweep_and_data: str) -> PreparedCorpus:
     return prepare(json.loads(sweep_and_data)[1])
 
 
-def _train_and_score(job: Job, parts: Parts, claimed: Claim, run: Run) -> dict[str, float]:
+def _train_and_score(
+    job: Job, parts: Parts, claimed: Claim, run: Run, callbacks: Sequence[Callback]
+) -> dict[str, float]:
     began = time.monotonic()
     run.log_text(OmegaConf.to_yaml(_shown(job.settings)), CONFIG)
     if job.corpus.left_out:
         run.log_text("\n".join(job.corpus.left_out) + "\n", "left_out.txt")
-    trainer, checkpoint = fit(job, parts, claimed.workplace, run)
+    trainer, checkpoint = fit(job, parts, claimed.workplace, run, callbacks)
     metrics = score(job, run, trainer, checkpoint, parts.classifier.front_end())
     run.end("FINISHED")
     claimed.workplace.clear()
+    where = f"fold {job.fold}" + (", inner part" if job.kind == "trial" else "")
     log.info(
-        "%s fold %d: accuracy %.4f, loss %.3f, n = %d, %d epochs in %.0f s, run %s%s",
-        *(job.feature, job.fold, metrics["accuracy"], metrics["loss"], len(job.split.fold)),
+        "%s %s: accuracy %.4f, loss %.3f, n = %d, %d epochs in %.0f s, run %s%s",
+        *(job.feature, where, metrics["accuracy"], metrics["loss"], len(job.split.fold)),
         *(trainer.current_epoch, time.monotonic() - began, run.id),
-        " (optimistic: its epoch was chosen on this fold)" if job.optimistic else "",
+        " (optimistic: its epoch or settings were chosen on this fold)" if job.optimistic else "",
     )
     return {f"best/{key}": value for key, value in metrics.items()}
 
 
-def _open(tracker: AnyTracker, job: Job, claimed: Claim, parent_id: str | None) -> Run:
+def open_run(tracker: AnyTracker, job: Job, claimed: Claim, parent_id: str | None) -> Run:
     """Open the tracked run: the unfinished one of the same job where there is one, else a new one."""
     settings = _shown(job.settings)
     params = settings | {"data": {k: v for k, v in settings["data"].items() if k != "cache_dir"}}
@@ -123,8 +137,8 @@ def _open(tracker: AnyTracker, job: Job, claimed: Claim, parent_id: str | None) 
     if earlier is not None and earlier.status != "FINISHED":
         return tracker.reopen(earlier.id, params, parent_id)
     return tracker.start(
-        f"{job.feature} {settings['model']['name']} fold {job.fold}",
-        kind="train",
+        f"{job.feature} {settings['model']['name']} fold {job.fold}{', trial' if job.kind == 'trial' else ''}",
+        kind=job.kind,
         tags={
             "corpus": job.corpus.name,
             "corpus_fingerprint": job.corpus.fingerprint,
@@ -151,30 +165,32 @@ def _open(tracker: AnyTracker, job: Job, claimed: Claim, parent_id: str | None) 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings as they may be logged."""
     tracked = settings["tracking"]
+    settings = {key: value for key, value in settings.items() if key != "search"}  # its storage may name a password
     return settings | {"tracking": tracked | {"uri": without_password(tracked["uri"]) if tracked["uri"] else None}}
 
 
 @contextlib.contextmanager
 def _device(job: Job, sweep_dir: Path | None) -> Iterator[int | list[int]]:
-    """Return Lightning's `devices`; in a sweep on CUDA hold a GPU that no other run of the sweep holds."""
+    """Return Lightning's `devices`; in a sweep on CUDA hold a place on a GPU."""
     asked = job.settings["trainer"]["devices"]
     if sweep_dir is None or job.device != "cuda" or asked != 1:
         yield asked
         return
-    with devices.free_gpu(sweep_dir) as number:
+    with devices.free_gpu(str(sweep_dir), job.settings["trainer"]["runs_per_gpu"]) as number:
         yield [number]
 
 
 @contextlib.contextmanager
-def _ending(run: Run) -> Iterator[None]:
+def ending(run: Run) -> Iterator[None]:
     """End the run as FAILED or KILLED, with the reason in it, when the block ends in an error."""
     try:
         with _exiting_on_sigterm():
             yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | PrunedError)
         with contextlib.suppress(Exception):  # the tracking store itself may be what broke
             run.log_text(without_password(traceback.format_exc()), "traceback.txt")
+            run.set_tag("pruned", str(isinstance(error, PrunedError)).lower())
             run.set_tag("error", without_password(f"{type(error).__name__}: {error}"))
         run.end("KILLED" if stopped else "FAILED")
         if isinstance(error, OSError) and error.errno in _DISK:
@@ -210,6 +226,10 @@ def _quieten() -> None:
     # torch in an old way; a person may choose the CPU; a resumed run has checkpoints
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on every login node of SLURM
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="GPU available but not used.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    # a net of closed form has neither
+    warnings.filterwarnings("ignore", message=".*training_step` returned `None`.*")
+    warnings.filterwarnings("ignore", message=".*configure_optimizers` returned `None`.*")

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.features import FrontEnd
 from audio_mnist.report import plots
+from audio_mnist.scoring import measures
 from audio_mnist.tracking.predictions import FOLD_PREDICTIONS, log_predictions
 from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import BEST_CHECKPOINT, DIGESTS, digest_of
@@ -24,7 +25,7 @@ def score(job: Job, run: Run, trainer: Trainer, checkpoint: Path, front_end: Fro
     The file is scored, not the net in memory: the ensemble will load the file.
 
     Returns:
-        Accuracy and loss.
+        Accuracy, balanced accuracy, macro F1 and loss.
     """
     best = load(checkpoint, front_end)
     kept = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])
@@ -41,18 +42,19 @@ def score(job: Job, run: Run, trainer: Trainer, checkpoint: Path, front_end: Fro
     logged = {BEST_CHECKPOINT: checkpoint.read_bytes(), FOLD_PREDICTIONS: predictions.encode()}
     run.set_tag(DIGESTS, json.dumps({name: digest_of(name, content) for name, content in logged.items()}))
     title = f"{job.feature}, fold {job.fold} of 0 to {job.folds.count - 1}: {metrics['accuracy']:.4f} (n = {len(rows)})"
-    title += "\noptimistic: its epoch was chosen on this fold" if job.optimistic else ""
+    title += "\noptimistic: its epoch or settings were chosen on this fold" if job.optimistic else ""
     picture = plots.confusion(corpus.targets()[rows], probabilities.argmax(axis=1), corpus.class_names, title)
     run.log_figure(picture, "figures/confusion_matrix.png")
     return metrics
 
 
 def score_fold(corpus: PreparedCorpus, rows: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return accuracy and mean cross-entropy (nats) of (n, C) probabilities."""
+    """Return accuracy, balanced accuracy, macro F1 and mean cross-entropy (nats) of (n, C) probabilities."""
     targets = corpus.targets()[rows]
     classes = np.arange(len(corpus.class_names))
     exact = probabilities.astype(np.float64)
+    predicted = exact.argmax(axis=1)
     return {
-        "accuracy": float((exact.argmax(axis=1) == targets).mean()),
+        **{measure: measures.value(measure, targets, predicted, len(classes)) for measure in measures.MEASURES},
         "loss": float(log_loss(targets, exact / exact.sum(axis=1, keepdims=True), labels=classes)),
     }

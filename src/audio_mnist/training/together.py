@@ -1,0 +1,287 @@
+"""Runs that differ in fold and seed alone, trained as one grouped net: `trainer.together=true`.
+
+Each run keeps its own claim, tracked run, clips, draws and state. At the end its whole state lies in its folder, as
+that of a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from audio_mnist.models import Model
+from audio_mnist.system import devices, locks
+from audio_mnist.tracking.run import Run
+from audio_mnist.tracking.tracker import connect
+from audio_mnist.training import progress, run
+from audio_mnist.training.callbacks import epoch_seed
+from audio_mnist.training.classifier import optimizer_of
+from audio_mnist.training.datamodule import FeatureBatches
+from audio_mnist.training.fit import Parts, build, interruptible
+from audio_mnist.training.grouped import UnsupportedError, group
+from audio_mnist.training.job import Job
+from audio_mnist.training.resume import LAST, PENDING, Workplace, claim, resume_dir
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a group.
+
+    Attributes:
+        job: the planned run.
+        parts: the job's parts.
+        workplace: folder of its checkpoints.
+        run: the tracked run.
+        folder: the job's folder in the sweep, for its progress.
+    """
+
+    job: Job
+    parts: Parts
+    workplace: Workplace
+    run: Run
+    folder: Path
+
+
+class _Data(LightningDataModule):
+    """Batches of all members: a tuple of each one's (features, targets)."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        self._members = members
+
+    def train_dataloader(self) -> "_Zipped":
+        return _Zipped([member.parts.data.train_dataloader() for member in self._members])
+
+    def val_dataloader(self) -> list[FeatureBatches]:
+        return [loader for member in self._members for loader in member.parts.data.val_dataloader()]
+
+
+class _Zipped:
+    """One batch of each loader at a time."""
+
+    def __init__(self, loaders: list[FeatureBatches]) -> None:
+        self._loaders = loaders
+        self.sampler, self.batch_sampler = self, None  # Lightning sets the sampler's epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        for loader in self._loaders:
+            loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+    def __len__(self) -> int:
+        return len(self._loaders[0])
+
+    def __iter__(self) -> Iterator[tuple]:
+        return zip(*self._loaders, strict=True)
+
+
+class Together(LightningModule):
+    """The grouped net of all members; its loss is the sum of theirs.
+
+    Args:
+        members: runs whose nets have one shape.
+
+    Raises:
+        UnsupportedError: the net cannot be grouped.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        self._members = members
+        self._generators = [torch.Generator() for _ in members]
+        first = members[0]
+        example = first.parts.classifier.front_end()(torch.zeros(1, 1, first.job.corpus.clip_samples))  # (1, C, F, N)
+        for member in members:  # they only score
+            member.parts.classifier.eval()
+        self.net = group([member.parts.classifier.net for member in members], self._generators, example)
+
+    def on_train_epoch_start(self) -> None:
+        for member, generator in zip(self._members, self._generators, strict=True):
+            generator.manual_seed(epoch_seed(member.job.settings["seed"], self.current_epoch, 0))
+
+    def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
+        x = torch.cat([x for x, _ in batch], dim=1)  # (B, K C, F, N)
+        logits = self.net(x.contiguous(memory_format=torch.channels_last)).chunk(len(batch), dim=1)
+        losses = [
+            member.parts.classifier.training_loss(own, targets)
+            for member, own, (_, targets) in zip(self._members, logits, batch, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._members[dataloader_idx].parts.classifier.validation_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("fold")
+
+    def _log(self, prefix: str) -> None:
+        for member in self._members:
+            means = member.parts.classifier.epoch_means(prefix)
+            member.run.log_metrics({name: float(value) for name, value in means.items()}, step=self.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        return optimizer_of(self._members[0].job.settings["optimizer"], self.parameters(), self.trainer)
+
+
+class _KeepStates(Callback):
+    """Keep each member's state as `KeepState` does, so that each can be resumed alone; tell how far they are."""
+
+    def __init__(self, members: Sequence[Member], every_s: float) -> None:
+        self._members, self._every_s = members, every_s
+        self._saved_at = self._told_at = time.monotonic()
+        for member in members:  # left by a process that was killed before it sent the metrics
+            (member.workplace.folder / PENDING).unlink(missing_ok=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if time.monotonic() - self._told_at >= 1:
+            self._told_at = time.monotonic()
+            for member in self._members:
+                progress.write(member.folder, epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs)
+        if time.monotonic() - self._saved_at >= self._every_s:
+            _save(trainer, self._members)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (self._members[0].workplace.folder / PENDING).exists():
+            _accept(self._members)
+            self._saved_at = time.monotonic()
+
+
+def _save(trainer: Trainer, members: Sequence[Member]) -> None:
+    """Write each member's state, as Lightning would for a run alone."""
+    whole = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    for number, member in enumerate(members):
+        classifier = member.parts.classifier
+        own = whole | {
+            "state_dict": {name: value.clone() for name, value in classifier.state_dict().items()},
+            "optimizer_states": [_share(state, number, classifier) for state in whole["optimizer_states"]],
+            classifier.CHECKPOINT_HYPER_PARAMS_NAME: classifier._hparams_name,
+            classifier.CHECKPOINT_HYPER_PARAMS_KEY: dict(classifier.hparams),
+        }
+        torch.save(own, member.workplace.folder / PENDING)
+
+
+def _share(state: dict[str, Any], number: int, classifier: LightningModule) -> dict[str, Any]:
+    """Return one member's share of the optimiser's state."""
+    shapes = [parameter.shape for parameter in classifier.parameters()]
+
+    def of(value: Tensor, shape: torch.Size) -> Tensor:
+        if not value.ndim:  # the number of steps
+            return value.clone()
+        count = value.numel() // shape.numel()
+        return value.chunk(count)[number].reshape(shape).clone(memory_format=torch.preserve_format)
+
+    own = {
+        index: {name: of(value, shapes[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return state | {"state": own}
+
+
+def _accept(members: Sequence[Member]) -> None:
+    """Make the newest states those to resume from, since their metrics are logged."""
+    for member in members:
+        member.run.flush()
+        os.replace(member.workplace.folder / PENDING, member.workplace.folder / LAST)
+
+
+def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_dir: Path, parent_id: str | None) -> None:
+    """Train runs as one grouped net, up to the point where `run.train` scores them.
+
+    Those that do not fit the group are left for `run.train`, which trains them alone.
+
+    Args:
+        cfgs: composed configs that differ in fold and seed alone.
+        folders: the jobs' folders in the sweep.
+        sweep_dir: folder that the runs of the sweep share.
+        parent_id: the sweep's tracked run.
+
+    Raises:
+        AudioMnistError: something that the caller can fix.
+    """
+    began = time.monotonic()
+    jobs = [run.planned(cfg, sweep_dir) for cfg in cfgs]
+    devices.set_up_cpu(jobs[0].settings["trainer"]["threads"])
+    reason = _unfit(jobs[0])
+    with contextlib.ExitStack() as stack:
+        members: list[Member] = []
+        if not reason:
+            for job, folder in zip(jobs, folders, strict=True):
+                member = _join(job, folder, parent_id, stack, members[0] if members else None)
+                members += [member] if member is not None else []
+            reason = "" if len(members) > 1 else "the others are finished, half trained or of another length"
+        try:
+            module = Together(members) if not reason else None
+        except UnsupportedError as error:
+            reason = f"model={jobs[0].settings['model']['name']}: {error}"
+        if reason:
+            log.info("%s: not trained together: %s", jobs[0].feature, reason)
+            return
+        assert module is not None
+        trainer = Trainer(
+            **members[0].parts.options | {"enable_progress_bar": False},
+            logger=False,
+            callbacks=[_KeepStates(members, jobs[0].settings["resume_every_s"])],
+            enable_checkpointing=False,
+        )
+        with interruptible(trainer):
+            trainer.fit(module, _Data(members))
+        _save(trainer, members)
+        _accept(members)
+    log.info(
+        "%s fold %s: %d epochs together in %.0f s",
+        *(jobs[0].feature, ",".join(str(member.job.fold) for member in members)),
+        *(trainer.current_epoch, time.monotonic() - began),
+    )
+
+
+def _unfit(job: Job) -> str:
+    """Return why the runs of a recipe cannot train together, "" where they can."""
+    settings = job.settings
+    name = settings["model"]["name"]
+    needs = {
+        f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
+        "resume=true and a tracking store": job.resumable,
+        "trainer.accelerator=cpu": job.device == "cpu",
+        "trainer.compile=false": not settings["trainer"]["compile"],
+        "trainer.gradient_clip_val=null": settings["trainer"]["gradient_clip_val"] is None,
+        "selection=last": settings["selection"] == "last",
+        "optimizer.ema_decay=null": settings["optimizer"]["ema_decay"] is None,
+    }
+    return ", ".join(f"needs {what}" for what, met in needs.items() if not met)
+
+
+def _join(
+    job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack, first: Member | None
+) -> Member | None:
+    """Claim one run and open it; None where it is finished, half trained or of another length than the first."""
+    # never wait for a lock while others are held: two groups could wait for each other
+    if locks.is_held(resume_dir(job.settings), job.key):
+        return None
+    with contextlib.ExitStack() as own:
+        tracker = connect(job.settings["tracking"]["uri"], job.settings["tracking"]["experiment"])
+        claimed = own.enter_context(claim(job, tracker))
+        finished = claimed.earlier is not None and claimed.earlier.status == "FINISHED"
+        if finished or claimed.workplace.last()[0] is not None:
+            return None
+        seed_everything(job.settings["seed"], verbose=False)
+        parts = build(job, alone=False)
+        if first is not None and parts.length != first.parts.length:
+            return None
+        opened = run.open_run(tracker, job, claimed, parent_id)
+        own.enter_context(run.ending(opened))
+        folder.mkdir(exist_ok=True)
+        stack.enter_context(own.pop_all())
+        return Member(job, parts, claimed.workplace, opened, folder)

@@ -1,0 +1,191 @@
+"""Runs that train as one grouped net: the net's numbers, and each run's own results."""
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from audio_mnist import features, models
+from audio_mnist.config import to_plain
+from audio_mnist.sweeps.grouping import groups_of
+from audio_mnist.tracking.tracker import Tracker
+from audio_mnist.training.grouped import UnsupportedError, group
+from tests.conftest import PROJECT, composed, run_command, write_tones
+
+
+def nets_of(*overrides: str, count: int = 3) -> tuple[list[models.Model], features.FrontEnd]:
+    settings = to_plain(composed(*overrides))
+    front_end = features.build(settings["feature"], 8000)
+    nets = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        net = models.for_feature(settings["model"], front_end, 10).to(memory_format=torch.channels_last)
+        nets.append(net.train())
+    return nets, front_end
+
+
+def one_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, rate: float = 0.1) -> torch.Tensor:
+    """A step of gradient descent; x is (B, K C, F, N), y (B, K)."""
+    logits = net(x.contiguous(memory_format=torch.channels_last))
+    parts = logits.chunk(y.shape[1], dim=1)
+    sum(cross_entropy(part, own) for part, own in zip(parts, y.T, strict=True)).backward()  # type: ignore[union-attr]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= rate * parameter.grad  # type: ignore[operator]
+    return logits.detach()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["feature=mel"],
+        ["feature=mel", "feature.deltas=2", "model.sub_bands=5", "model.pooling=mean_max", "model.depth=2"],
+        ["feature=mfcc", "model.input_norm=true"],
+        ["model=bcresnet"],
+    ],
+    ids=" ".join,
+)
+def test_grouped_net_learns_as_each_alone(overrides: list[str]) -> None:
+    """Logits, weights and running statistics after a step, dropout included; the nets themselves have the results."""
+    nets, front_end = nets_of(*overrides)
+    alone = copy.deepcopy(nets)
+    example = front_end(torch.zeros(1, 1, 8000))
+    whole = group([net.eval() for net in nets], [torch.Generator().manual_seed(7 + n) for n in range(3)], example)
+    shape = example.shape[1:]
+    x = torch.randn(8, 3, *shape, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(24).view(8, 3) % 10
+    together = one_step(whole, x.flatten(1, 2), y).chunk(3, dim=1)
+    for number, net in enumerate(alone):
+        torch.manual_seed(7 + number)
+        own = one_step(net, x[:, number], y[:, number : number + 1])
+        torch.testing.assert_close(together[number], own, rtol=1e-3, atol=1e-4)
+        found = nets[number].state_dict()
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_dropout_is_each_nets_own() -> None:
+    """The masks are those that torch's global generator draws in a run alone, to the bit."""
+    parts = [torch.nn.Sequential(torch.nn.Dropout(0.5)).eval() for _ in range(2)]
+    whole = group(parts, [torch.Generator().manual_seed(number) for number in (4, 5)], torch.zeros(1, 8, 1, 1))
+    x = torch.rand(6, 8)
+    together = whole(torch.cat([x, x], dim=1)).chunk(2, dim=1)
+    for number, seed in enumerate((4, 5)):
+        torch.manual_seed(seed)
+        assert torch.equal(together[number], parts[number].train()(x))
+
+
+class Mixing(torch.nn.Module):
+    """It puts means of all members before the maxima of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Mixing, "it mixes channels outside of its layers"),
+        (lambda: torch.nn.Sequential(torch.nn.GRU(3, 4)), "it has a layer GRU"),
+        (lambda: torch.nn.Sequential(torch.nn.BatchNorm2d(2, affine=False)), "it has a layer BatchNorm2d"),
+        (lambda: torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")), "it mixes"),
+    ],
+)
+def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) -> None:
+    """One member would learn from another's clips or weights."""
+    nets = [make().eval() for _ in range(2)]
+    with pytest.raises(UnsupportedError, match=message):
+        group(nets, [torch.Generator() for _ in nets], torch.randn(1, 2, 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("families", "at_once", "sizes"),
+    [
+        ("aaaaabbbbb", 2, [5, 5]),
+        ("aaaaa", 2, [3, 2]),
+        ("abc", 2, [1, 1, 1]),
+        ("a" * 25, 1, [9, 9, 7]),
+        ("ab", 8, [1, 1]),
+        ("--aaaa", 2, [1, 1, 2, 2]),  # the first two are finished
+    ],
+)
+def test_groups_keep_all_workers_busy(families: str, at_once: int, sizes: list[int]) -> None:
+    """Each job is in one group of its family."""
+    groups = groups_of([None if family == "-" else family for family in families], at_once)
+    assert [len(one) for one in groups] == sizes
+    assert sorted(number for one in groups for number in one) == list(range(len(families)))
+    assert all(len({families[number] for number in one}) == 1 for one in groups)
+
+
+SWEEP = ("train.py", "data=folder", "data.root=tones", "feature=mel", "fold=0,1", "folds.count=2", "seed=0,1")
+SHORT = ("trainer.batch_size=4", "trainer.accelerator=cpu", "hydra.launcher.n_jobs=1", "hydra/launcher=together", "-m")
+
+
+def runs_in(folder: Path) -> dict[tuple[str, str], Any]:
+    runs = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist").search(kind="train")
+    assert len({(run.tags["fold"], run.tags["seed"]) for run in runs}) == len(runs)
+    return {(run.tags["fold"], run.tags["seed"]): run for run in runs}
+
+
+def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path) -> None:
+    """Two processes: every run has its own metrics, and about the loss that it has alone; repeated, none trains."""
+    losses = {}
+    for mode in ("together", "side_by_side"):
+        folder = tmp_path / mode
+        write_tones(folder / "tones")
+        short = [one.replace("=together", f"={mode}").replace("n_jobs=1", "n_jobs=2") for one in SHORT]
+        done = run_command(folder, *SWEEP, "trainer.max_epochs=4", "augment=none", *short)
+        assert done.returncode == 0 and "4 of 4 runs finished" in done.stdout, done.stdout + done.stderr
+        assert done.stdout.count(": 4 epochs together") == (2 if mode == "together" else 0), done.stdout
+        tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
+        runs = runs_in(folder)
+        for run in runs.values():
+            assert run.status == "FINISHED"
+            for metric in ("train/loss", "fold/loss"):
+                assert list(tracker.history(run.id, metric)) == [0, 1, 2, 3]
+        losses[mode] = [runs[key].metrics["best/loss"] for key in sorted(runs)]
+    np.testing.assert_allclose(losses["together"], losses["side_by_side"], rtol=0.05)
+    assert len(set(losses["together"])) == 4
+    again = run_command(tmp_path / "together", *SWEEP, "trainer.max_epochs=4", "augment=none", *SHORT)
+    assert "4 of them are finished already" in again.stdout and "epochs together" not in again.stdout
+
+
+def test_runs_that_do_not_fit_train_alone(tmp_path: Path) -> None:
+    """Averaged weights are an own state; the sweep says why and trains each run by itself."""
+    write_tones(tmp_path / "tones")
+    done = run_command(tmp_path, *SWEEP, "trainer.max_epochs=1", "optimizer.ema_decay=0.9", *SHORT)
+    assert "not trained together: needs optimizer.ema_decay=null" in done.stdout, done.stdout + done.stderr
+    assert "4 of 4 runs finished" in done.stdout
+
+
+@pytest.mark.slow
+def test_killed_group_is_resumed(tmp_path: Path) -> None:
+    """SIGKILL in mid-training: the same command resumes every run from its own state."""
+    write_tones(tmp_path / "tones")
+    arguments = (*SWEEP, "trainer.max_epochs=60", "resume_every_s=0", *SHORT)
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / arguments[0]), *arguments[1:]], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    resume, deadline = tmp_path / "mlruns" / "resume", time.monotonic() + 200
+    while len(list(resume.rglob("last.ckpt"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run_command(tmp_path, *arguments)
+    assert done.returncode == 0 and done.stdout.count("resumes after epoch") == 4, done.stdout + done.stderr
+    assert "4 of 4 runs finished" in done.stdout
+    assert {run.status for run in runs_in(tmp_path).values()} == {"FINISHED"}
