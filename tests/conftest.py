@@ -1,6 +1,7 @@
 """Small synthetic corpora, the real recordings where they exist, and the commands as a person runs them."""
 
 import csv
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ import pytest
 import soundfile
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+
+from tests.forked import Commands
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request
@@ -91,29 +94,13 @@ def tone_config(tones: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     return make
 
 
-def run_command(
-    folder: Path, *arguments: str, timeout: float = 400, traced: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` as a person runs it, in another folder than the project's.
+_commands = functools.cache(Commands)
 
-    With `traced=False` its coverage is not measured: Hydra takes the tracer for
-    a debugger and shows full tracebacks.
-    """
+
+def run_command(folder: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` as a person runs it, in another folder than the project's, but with its imports done."""
     script, *rest = arguments
-    environment = {key: value for key, value in os.environ.items() if traced or not key.startswith("COVERAGE_")}
-    return subprocess.run(
-        [sys.executable, str(PROJECT / script), *rest],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment,
-    )
-
-
-def untraced(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`run_command` at its full speed, where other tests cover the same lines."""
-    return run_command(folder, *arguments, traced=False)
+    return _commands().run(folder, PROJECT / script, *rest, timeout=timeout)
 
 
 def free_port() -> int:

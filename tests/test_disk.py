@@ -81,12 +81,12 @@ def test_full_and_read_only_disks_are_one_clear_error(small_disk: Path) -> None:
     write_tones(small_disk / "tones")
     (small_disk / "mlruns" / "hydra").mkdir(parents=True)
     filled = fill(small_disk)
-    done = run_command(small_disk, *RUN, "trainer.max_epochs=1", traced=False)
+    done = run_command(small_disk, *RUN, "trainer.max_epochs=1")
     assert done.returncode == 1 and "error: " in done.stderr, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     filled.unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = run_command(small_disk, *RUN, "trainer.max_epochs=1", traced=False)
+    done = run_command(small_disk, *RUN, "trainer.max_epochs=1")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "error: " in done.stderr and "cannot be written" in done.stderr, done.stderr
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

@@ -27,7 +27,7 @@ from audio_mnist.tracking.predictions import logged_predictions, probabilities_o
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.classifier import Classifier
 from audio_mnist.training.run import train
-from tests.conftest import PROJECT, MlflowServer, composed, free_port, run_command, untraced, write_tones
+from tests.conftest import PROJECT, MlflowServer, composed, free_port, run_command, write_tones
 from tests.test_corpora import make_dacon
 
 SWEEP = (
@@ -146,7 +146,7 @@ def test_ensemble_command_scores_out_of_fold_and_test(swept: Swept) -> None:
 
 def test_ensemble_averages_the_members_by_hand(swept: Swept, tmp_path: Path) -> None:
     """Out of fold, each clip's probabilities are the mean of the two runs that did not train on it."""
-    ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids)}]", "calibrate=none"), tmp_path)
+    ensemble(swept.ensemble(f"run_ids=[{','.join(swept.ids)}]", "combine=mean", "calibrate=none"), tmp_path)
     written = pd.read_csv(tmp_path / "predictions.csv", dtype={"label": str}).set_index("clip_id")
     columns = [f"p:{digit}" for digit in range(10)]
     logged = pd.concat(logged_predictions(swept.tracker(), run_id) for run_id in swept.ids)
@@ -212,10 +212,11 @@ def test_ensemble_stacks_with_weights_of_the_other_folds(
     for fold in (0, 1):
         weights = mixture.fit_weights(p[1 - fold], truth[1 - fold])
         ids = logged["mel", fold]["clip_id"]
-        np.testing.assert_allclose(written.loc[ids, columns], np.tensordot(weights, p[fold], axes=1), atol=1e-4)
+        np.testing.assert_allclose(written.loc[ids, columns], mixture.weighted(p[fold], weights), atol=1e-4)
     both = mixture.fit_weights(np.concatenate([p[0], p[1]], axis=1), np.concatenate([truth[0], truth[1]]))
     assert [metrics["weight/Mel"], metrics["weight/MFCC"]] == pytest.approx(both.tolist(), abs=1e-3)
-    assert f"Mel {metrics['weight/Mel']:.3f}, MFCC {metrics['weight/MFCC']:.3f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"{name} +│ +{metrics[f'weight/{name}']:.3f} ", printed) for name in ("Mel", "MFCC"))
 
 
 def test_ensemble_scores_the_svm_on_the_same_folds(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -398,6 +399,8 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
         (["train.py", "feature.n_mels=0"], "error: feature.n_mels=0"),
         (["train.py", "model.depth=1,0", "-m"], "error: model.depth=0: expected 1 or more"),
         (["train.py", "trainer.devices=2", "fold=0,1", "-m"], "error: trainer.devices=2 in a sweep"),
+        (["train.py", "trainer.together=true"], "error: trainer.together=true needs a sweep"),
+        (["train.py", "trainer.together=true", "fold=0,1", "-m"], "error: trainer.together=true: give hydra/launcher="),
         (["train.py", "trainer.precision=nonsense"], "error: trainer.accelerator, devices, strategy or precision"),
         (["train.py", "fold=0,1", "hydra/sweeper=other", "-m"], "Could not find 'hydra/sweeper/other'"),
         (["train.py", "tracking.uri=sqlite:////proc/none/mlflow.db"], "error: tracking.uri=sqlite:////proc/none"),
@@ -409,7 +412,7 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
 )
 def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
     """Not zero, what is wrong, no traceback, no run left behind."""
-    done = run_command(tmp_path, *arguments, traced=False)
+    done = run_command(tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -420,7 +423,7 @@ def test_commands_answer_a_mistake_in_one_message(tmp_path: Path, arguments: lis
 def test_commands_refuse_a_folder_that_cannot_hold_runs(tmp_path: Path, arguments: list[str]) -> None:
     """A file where mlruns should be: one message, no traceback."""
     (tmp_path / "mlruns").write_text("in the way")
-    done = run_command(tmp_path, *arguments, traced=False)
+    done = run_command(tmp_path, *arguments)
     assert done.returncode != 0
     assert "mlruns: expected a folder for runs and logs, found a file" in done.stderr
     assert "Traceback" not in done.stderr
@@ -431,7 +434,7 @@ def test_password_on_the_command_line_is_refused_before_anything_is_written(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     """It would stay in Hydra's folder of the run; the message says where it belongs, without it."""
-    done = untraced(tmp_path, *arguments, "tracking.uri=http://someone:hunter2@127.0.0.1:9")
+    done = run_command(tmp_path, *arguments, "tracking.uri=http://someone:hunter2@127.0.0.1:9")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "MLFLOW_TRACKING_PASSWORD" in done.stderr and "hunter2" not in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
@@ -443,7 +446,7 @@ def test_server_that_does_not_answer_is_named_without_its_password(
     """Nor is the password, given in a variable, in any file."""
     monkeypatch.setenv("STORE", f"http://someone:hunter2@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    done = untraced(tmp_path, "ensemble.py", "run_ids=latest", "tracking.uri=${oc.env:STORE}")
+    done = run_command(tmp_path, "ensemble.py", "run_ids=latest", "tracking.uri=${oc.env:STORE}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "tracking.uri=http://someone:***@127.0.0.1" in done.stderr and "hunter2" not in done.stdout + done.stderr
     kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
@@ -503,8 +506,8 @@ def test_sweep_survives_the_kill_of_a_worker(tmp_path: Path) -> None:
         lines.append(line)
         if re.match(r"mel fold \d: accuracy", line):  # one run is finished, others are under way
             break
-    workers = [pid for pid in _descendants(process.pid) if "joblib" in _command_of(pid) or "loky" in _command_of(pid)]
-    workers = [pid for pid in workers if "resource_tracker" not in _command_of(pid)]
+    servers = [pid for pid in _descendants(process.pid) if "forkserver" in _command_of(pid)]
+    workers = [pid for server in servers[:1] for pid in _descendants(server)]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
     rest, errors = process.communicate(timeout=200)
@@ -692,7 +695,7 @@ def test_ensemble_takes_seeds_and_any_number_of_features(
             train(composed(*settings, uri, f"fold={fold}", *overrides))
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     ids = [run.id for run in tracker.search(kind="train")]
-    cfg = composed(f"run_ids=[{','.join(ids)}]", "calibrate=none", uri, name="ensemble")
+    cfg = composed(f"run_ids=[{','.join(ids)}]", "combine=mean", "calibrate=none", uri, name="ensemble")
     ensemble(cfg, tmp_path)
     printed = capsys.readouterr().out
     for label in ("Mel seed=0", "Mel seed=1", "PCEN", "Gammatone", "Spectrogram", "Ensemble"):

@@ -46,7 +46,7 @@ class Linear(Model):
 class Invert(Augmentation):
     name = "invert"
 
-    def augment(self, x):
+    def augment(self, x, draws):
         return -x
 """
 
@@ -72,18 +72,18 @@ def test_own_parts_in_a_sweep_an_ensemble_and_a_prediction(own: Path) -> None:
         *("train.py", "--config-dir", "own/conf", "data=folder", "data.root=tones", "folds.count=2"),
         *("feature=envelope,mel", "model=linear", "fold=0,1", "+augment.invert.probability=0.5"),
         *("modules=[own/parts.py]", "trainer.max_epochs=2", "trainer.batch_size=4", "hydra.launcher.n_jobs=2", "-m"),
-        traced=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "│ Envelope │" in done.stdout and "4 of 4 runs finished" in done.stdout
-    refused = run_command(own, "ensemble.py", "run_ids=latest", traced=False)
+    refused = run_command(own, "ensemble.py", "run_ids=latest")
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert (
-        "name=linear: expected one of bcresnet, resnet, or" in refused.stderr and "modules=[FILE.py]" in refused.stderr
+        "name=linear: expected one of bcresnet, pooled, resnet, svm, or" in refused.stderr
+        and "modules=[FILE.py]" in refused.stderr
     )
-    joined = run_command(own, "ensemble.py", "run_ids=latest", "modules=[own/parts.py]", traced=False)
+    joined = run_command(own, "ensemble.py", "run_ids=latest", "modules=[own/parts.py]")
     assert joined.returncode == 0, joined.stderr
-    predicted = run_command(own, "predict.py", "audio=tones", "modules=[own/parts.py]", traced=False)
+    predicted = run_command(own, "predict.py", "audio=tones", "modules=[own/parts.py]")
     assert predicted.returncode == 0, predicted.stderr
     with open(own / "predictions.csv", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + 24

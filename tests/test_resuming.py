@@ -24,7 +24,7 @@ from audio_mnist.tracking.tracker import BEST_CHECKPOINT, RunRecord, Tracker
 from audio_mnist.training import callbacks, identity, resume
 from audio_mnist.training.classifier import Classifier
 from audio_mnist.training.run import train
-from tests.conftest import PROJECT, untraced, write_tones
+from tests.conftest import PROJECT, run_command, write_tones
 
 
 class PowerError(Exception):
@@ -311,21 +311,21 @@ def test_same_sweep_again_trains_nothing(tmp_path: Path) -> None:
     """It says so, prints the same table, and adds no run; a larger one trains what is new; resume=false all."""
     write_tones(tmp_path / "tones")
     quick = tuple("trainer.max_epochs=2" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
-    first = untraced(tmp_path, *quick)
+    first = run_command(tmp_path, *quick)
     assert first.returncode == 0, first.stdout + first.stderr
-    again = untraced(tmp_path, *quick)
+    again = run_command(tmp_path, *quick)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "4 of them are finished already" in again.stdout and ", 4 of them before" in again.stdout
     assert table_of(again.stdout) == table_of(first.stdout) != ""
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     assert len(training_runs(tracker)) == 4
     assert len(tracker.search(kind="sweep")) == 1
-    larger = untraced(tmp_path, *quick[:-1], "seed=0,1", "-m")
+    larger = run_command(tmp_path, *quick[:-1], "seed=0,1", "-m")
     assert larger.returncode == 0, larger.stdout + larger.stderr
     assert "4 of them are finished already" in larger.stdout and "8 of 8 runs finished" in larger.stdout
     assert len(training_runs(tracker)) == 8
     assert len(latest_sweep(tracker)[1]) == 8  # what ensemble.py run_ids=latest combines
-    anew = untraced(tmp_path, *quick[:-1], "resume=false", "-m")
+    anew = run_command(tmp_path, *quick[:-1], "resume=false", "-m")
     assert anew.returncode == 0 and "finished already" not in anew.stdout
     assert len(training_runs(tracker)) == 12
 
@@ -365,7 +365,7 @@ def test_sweep_survives_ten_kills(tmp_path: Path) -> None:
     for folder in (undisturbed, killed):
         folder.mkdir()
         write_tones(folder / "tones")
-    whole = untraced(undisturbed, *SWEEP)
+    whole = run_command(undisturbed, *SWEEP)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     moments = random.Random(0)
     for _ in range(10):
@@ -399,7 +399,7 @@ def test_sweep_resumes_after_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in output and "KILLED" in output
     tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist")
     assert "RUNNING" not in {run.status for run in tracker.search()}
-    again = untraced(tmp_path, *SWEEP)
+    again = run_command(tmp_path, *SWEEP)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumes after epoch" in again.stdout
     assert_whole(tmp_path, 4)
@@ -449,7 +449,8 @@ def members_of(group: int) -> list[int]:
             command = (status.parent / "cmdline").read_text()
         except (OSError, IndexError):  # it has ended
             continue
-        if int(fields[2]) == group and fields[0] != "Z" and "loky" in command and "resource_tracker" not in command:
+        # the process that they are forked from is a member too
+        if int(fields[2]) == group and fields[0] != "Z" and "forkserver" in command:
             found.append(int(status.parent.name))
     return found
 
@@ -459,7 +460,7 @@ def test_same_bits_side_by_side_one_after_another_and_alone(tmp_path: Path) -> N
     """A sweep as shipped, one run after another, and each run by a command of its own."""
     quick = tuple("trainer.max_epochs=5" if a.startswith("trainer.max_epochs") else a for a in SWEEP)
     ways = {
-        "side by side": [quick],
+        "side by side": [(*quick[:-1], "hydra.launcher.n_jobs=2", "-m")],
         "one after another": [(*quick[:-1], "hydra/launcher=basic", "-m")],
         "alone": [
             tuple({"feature=mel,mfcc": f"feature={feature}", "fold=0,1": f"fold={fold}"}.get(a, a) for a in quick[:-1])
@@ -472,7 +473,7 @@ def test_same_bits_side_by_side_one_after_another_and_alone(tmp_path: Path) -> N
         folder.mkdir()
         write_tones(folder / "tones")
         for command in commands:
-            done = untraced(folder, *command)
+            done = run_command(folder, *command)
             assert done.returncode == 0, done.stdout + done.stderr
         tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
         found[way] = {run.tags["job"]: (tracker, run) for run in training_runs(tracker)}

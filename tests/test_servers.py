@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from audio_mnist.tracking.tracker import Tracker
-from tests.conftest import MlflowServer, free_port, untraced, write_tones
+from tests.conftest import MlflowServer, free_port, run_command, write_tones
 from tests.test_resuming import start, table_of, training_runs
 
 pytestmark = pytest.mark.slow
@@ -117,15 +117,15 @@ def test_sweep_on_a_postgresql_server_gives_the_same_table(
     write_tones(tmp_path / "tones")
     for uri in ("sqlite:///mlruns/mlflow.db", "${oc.env:STORE}"):
         sweep = (*SWEEP, "trainer.max_epochs=5", f"tracking.uri={uri}", "-m")
-        done = untraced(tmp_path, *sweep)
+        done = run_command(tmp_path, *sweep)
         assert done.returncode == 0, done.stdout + done.stderr
         tables.append(table_of(done.stdout))
-        joined = untraced(tmp_path, "ensemble.py", "run_ids=latest", f"tracking.uri={uri}")
+        joined = run_command(tmp_path, "ensemble.py", "run_ids=latest", f"tracking.uri={uri}")
         assert joined.returncode == 0, joined.stdout + joined.stderr
         scores.append(table_of(joined.stdout))
         printed += done.stdout + done.stderr + joined.stdout + joined.stderr
     assert tables[0] == tables[1] != "" and scores[0] == scores[1] != ""
-    again = untraced(tmp_path, *sweep)
+    again = run_command(tmp_path, *sweep)
     assert "4 of them are finished already" in again.stdout
     assert "'tracking.uri=${oc.env:STORE}'" in again.stdout and "hunter2" not in printed + again.stdout + again.stderr
     assert f"compare them: {server.address}/#/experiments/" in again.stdout
