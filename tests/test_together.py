@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
 from audio_mnist.sweeps.grouping import groups_of
+from audio_mnist.system import devices
 from audio_mnist.tracking.tracker import Tracker
-from audio_mnist.training.grouped import UnsupportedError, group
+from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
 from tests.conftest import PROJECT, composed, run_command, write_tones
 
 
@@ -61,7 +62,8 @@ def in_float64() -> Iterator[None]:
     ],
     ids=" ".join,
 )
-def test_grouped_net_learns_as_each_alone(overrides: list[str], in_float64: None) -> None:
+@pytest.mark.usefixtures("in_float64")
+def test_grouped_net_learns_as_each_alone(overrides: list[str]) -> None:
     """Logits, weights and running statistics after a step, dropout included; the nets themselves have the results.
 
     In float64: a rounding of float32 can choose another maximum of a pooling, and with it another gradient.
@@ -73,7 +75,9 @@ def test_grouped_net_learns_as_each_alone(overrides: list[str], in_float64: None
     shape = example.shape[1:]
     x = torch.randn(8, 3, *shape, generator=torch.Generator().manual_seed(0))
     y = torch.arange(24).view(8, 3) % 10
+    share_gradients(whole, nets)
     together = one_step(whole, x.flatten(1, 2), y).chunk(3, dim=1)
+    assert all(parameter.grad.any() for net in nets for parameter in net.parameters())
     for number, net in enumerate(alone):
         torch.manual_seed(7 + number)
         own = one_step(net, x[:, number], y[:, number : number + 1])
@@ -126,7 +130,9 @@ def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) 
 @pytest.mark.parametrize(
     ("families", "at_once", "sizes"),
     [
-        ("aaaaabbbbb", 2, [5, 5]),
+        ("aaaaabbbbb", 2, [3, 2, 3, 2]),
+        ("aaaaabbbbb", 1, [5, 5]),
+        ("aaaaabbbbb", 4, [3, 2, 3, 2]),
         ("aaaaa", 2, [3, 2]),
         ("abc", 2, [1, 1, 1]),
         ("a" * 25, 1, [9, 9, 7]),
@@ -152,14 +158,29 @@ def runs_in(folder: Path) -> dict[tuple[str, str], Any]:
     return {(run.tags["fold"], run.tags["seed"]): run for run in runs}
 
 
-def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path) -> None:
-    """Two processes: every run has its own metrics, and about the loss that it has alone; repeated, none trains."""
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "32-true",
+        pytest.param(
+            "bf16-mixed",
+            marks=pytest.mark.skipif(devices.precision("auto", "cpu") == "32-true", reason="needs bfloat16 in the CPU"),
+        ),
+    ],
+)
+def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path, precision: str) -> None:
+    """Two processes: every run has its own metrics, and the loss that it has alone; repeated, none trains.
+
+    In bfloat16 every bit is the same, so runs alone and together are the same runs.
+    """
+    arguments = (*SWEEP, "trainer.max_epochs=4", f"trainer.precision={precision}")
+    arguments = (*arguments, "augment=none") if precision == "32-true" else arguments
     losses = {}
     for mode in ("together", "side_by_side"):
         folder = tmp_path / mode
         write_tones(folder / "tones")
         short = [one.replace("=together", f"={mode}").replace("n_jobs=1", "n_jobs=2") for one in SHORT]
-        done = run_command(folder, *SWEEP, "trainer.max_epochs=4", "augment=none", *short)
+        done = run_command(folder, *arguments, *short)
         assert done.returncode == 0 and "4 of 4 runs finished" in done.stdout, done.stdout + done.stderr
         assert done.stdout.count(": 4 epochs together") == (2 if mode == "together" else 0), done.stdout
         tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
@@ -169,10 +190,16 @@ def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path) -> None:
             for metric in ("train/loss", "fold/loss"):
                 assert list(tracker.history(run.id, metric)) == [0, 1, 2, 3]
         losses[mode] = [runs[key].metrics["best/loss"] for key in sorted(runs)]
-    np.testing.assert_allclose(losses["together"], losses["side_by_side"], rtol=0.05)
     assert len(set(losses["together"])) == 4
-    again = run_command(tmp_path / "together", *SWEEP, "trainer.max_epochs=4", "augment=none", *SHORT)
+    if precision == "bf16-mixed":
+        assert losses["together"] == losses["side_by_side"]
+    np.testing.assert_allclose(losses["together"], losses["side_by_side"], rtol=0.05)
+    again = run_command(tmp_path / "together", *arguments, *SHORT)
     assert "4 of them are finished already" in again.stdout and "epochs together" not in again.stdout
+    alone = run_command(
+        tmp_path / "together", *arguments, *[one.replace("=together", "=side_by_side") for one in SHORT]
+    )
+    assert ("4 of them are finished already" in alone.stdout) == (precision == "bf16-mixed"), alone.stdout
 
 
 def test_runs_that_do_not_fit_train_alone(tmp_path: Path) -> None:
@@ -197,6 +224,7 @@ def test_killed_group_is_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = run_command(tmp_path, *arguments)
+    assert "epochs in" in done.stdout and "scored in" not in done.stdout
     assert done.returncode == 0 and done.stdout.count("resumes after epoch") == 4, done.stdout + done.stderr
     assert "4 of 4 runs finished" in done.stdout
     assert {run.status for run in runs_in(tmp_path).values()} == {"FINISHED"}

@@ -67,7 +67,7 @@ class TrainerConfig:
     precision: str
     compile: bool
     cuda_graph: bool
-    together: bool
+    together: bool | None
     threads: int
     validate_every: int | None
     early_stopping_patience: int | None

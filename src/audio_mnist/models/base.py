@@ -21,6 +21,7 @@ class Model(Registered, nn.Module):
 
     Attributes:
         closed_form: whether `fit` finds its weights, in one pass and without gradients.
+        groups_exactly: whether several nets trained as one in bfloat16 on a CPU have the bits of each alone.
 
     Shape: (B, C, F, N) -> (B, classes).
 
@@ -30,6 +31,7 @@ class Model(Registered, nn.Module):
 
     registry: ClassVar[dict[str, Any]] = {}
     closed_form: ClassVar[bool] = False
+    groups_exactly: ClassVar[bool] = False
 
     def __init__(self, classes: int, in_channels: int, rows: int, *, input_norm: bool = False) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class ResNet(Model):
     """
 
     name = "resnet"
+    groups_exactly = True
 
     def __init__(
         self,

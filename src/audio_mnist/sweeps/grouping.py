@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
     from audio_mnist.sweeps.state import Sweep
+    from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
+MODE = "trainer.together=true"
 _MOST = 10  # runs of one group: their activations are in memory at once
 
 
@@ -30,9 +32,9 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
         Numbers of the jobs of each group.
 
     >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, 2)
+    [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, 1)
     [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
-    >>> groups_of(["mel"] * 5, 2)
-    [[0, 1, 2], [3, 4]]
     """
     by_family: dict[str, list[int]] = {}
     groups = [[number] for number, family in enumerate(families) if family is None]
@@ -40,20 +42,76 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
         if family is not None:
             by_family.setdefault(family, []).append(number)
     for numbers in by_family.values():
-        share = -(-at_once // len(by_family))  # groups of each family, so that none is idle
+        # groups of each family, so that no worker is idle; where each can have two jobs, one for each worker:
+        # families differ in speed
+        share = at_once if len(numbers) >= 2 * at_once else -(-at_once // len(by_family))
         count = min(len(numbers), max(share, -(-len(numbers) // _MOST)))
         size = -(-len(numbers) // count)
         groups += [numbers[start : start + size] for start in range(0, len(numbers), size)]
     return groups
 
 
-def replace_launch(sweep: "Sweep", at_once: int, mode: str) -> None:
+def keeps_bits(model: str, trainer: Any) -> bool:
+    """Tell whether runs trained together have the bits that they have alone.
+
+    Args:
+        model: name of the net.
+        trainer: settings of `conf/trainer/`.
+    """
+    from audio_mnist.models import Model
+    from audio_mnist.system import devices
+
+    net = Model.registry.get(model)
+    bfloat16 = devices.precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
+    return bfloat16 and net is not None and net.groups_exactly
+
+
+def reasons_alone(job: "Job") -> list[str]:
+    """Return what keeps a job from training together with others; [] where nothing does.
+
+    Args:
+        job: the planned run.
+    """
+    from audio_mnist.models import Model
+
+    settings, trainer = job.settings, job.settings["trainer"]
+    name = settings["model"]["name"]
+    needs = {
+        "trainer.accelerator=cpu": job.device == "cpu",
+        "trainer.together=true, since some bits will differ": trainer["together"] or keeps_bits(name, trainer),
+        "trainer.together=null or true": trainer["together"] is not False,
+        f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
+        "resume=true and a tracking store": job.resumable,
+        "trainer.compile=false": not trainer["compile"],
+        "trainer.gradient_clip_val=null": trainer["gradient_clip_val"] is None,
+        "selection=last": settings["selection"] == "last",
+        "optimizer.ema_decay=null": settings["optimizer"]["ema_decay"] is None,
+    }
+    return [f"needs {what}" for what, met in needs.items() if not met]
+
+
+def family_of(job: "Job") -> str:
+    """Return what jobs share that can train together: recipe, and length of an epoch.
+
+    Args:
+        job: the planned run.
+    """
+    from audio_mnist.augment import Placement
+    from audio_mnist.training.batches import ShuffledBatches
+
+    settings = job.settings
+    place = Placement.of(settings["augment"])
+    batches = ShuffledBatches(job.split.train, settings["trainer"]["batch_size"], settings["seed"], place)
+    return f"{job.family} {len(batches)} {batches.batch_size}"
+
+
+def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
     """Let Hydra's joblib launcher start groups, not single jobs.
 
     Args:
         sweep: the sweep, whose jobs are numbered as Hydra's.
         at_once: groups side by side.
-        mode: override that each job gets.
+        tell: whether to say which runs train alone, and why.
     """
     from hydra.core.singleton import Singleton
     from hydra.core.utils import configure_log, setup_globals
@@ -67,9 +125,19 @@ def replace_launch(sweep: "Sweep", at_once: int, mode: str) -> None:
         _core.process_joblib_cfg(settings)
         jobs = [sweep.jobs[initial_job_idx + number].job for number in range(len(job_overrides))]
         keys = [job.key for job in jobs]  # variants may give one job twice: the second one waits for the first
-        alone = [key in sweep.taken_over or key in keys[:number] for number, key in enumerate(keys)]
-        families = [None if by_itself else job.family for by_itself, job in zip(alone, jobs, strict=True)]
-        numbered = [(initial_job_idx + number, [*own, mode]) for number, own in enumerate(job_overrides)]
+        reasons = [", ".join(reasons_alone(job)) for job in jobs]
+        for feature, reason in dict.fromkeys((j.feature, r) for j, r in zip(jobs, reasons, strict=True) if r and tell):
+            log.info("%s: not trained together: %s", feature, reason)
+        alone = [
+            bool(reason) or key in sweep.taken_over or key in keys[:number]
+            for number, (key, reason) in enumerate(zip(keys, reasons, strict=True))
+        ]
+        families = [None if by_itself else family_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
+        modes = ([MODE] if job.settings["trainer"]["together"] else [] for job in jobs)
+        numbered = [
+            (initial_job_idx + number, [*own, *mode])
+            for number, (own, mode) in enumerate(zip(job_overrides, modes, strict=True))
+        ]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
         done = Parallel(**settings)(
             delayed(run_group)([numbered[number] for number in group], *context)

@@ -168,22 +168,28 @@ class JoblibLauncher(Launcher):
 
 
 class TogetherLauncher(JoblibLauncher):
-    """Runs that differ in fold and seed alone, as one grouped net in each process."""
+    """Runs that differ in fold and seed alone, as one grouped net in each process.
+
+    By default only where they keep the bits that they have alone. Elsewhere the
+    command line must name this launcher, or `trainer.together=true`.
+    """
 
     target = "hydra/launcher=together"  # Hydra's own launcher is joblib's
     groups = True
-    _MODE = "trainer.together=true"
 
     @property
-    def described(self) -> str:
-        return f"{self.side_by_side} groups at a time"
+    def _named(self) -> bool:
+        return self.target in self._config.hydra.overrides.hydra
 
     def resolve(self, cfg: DictConfig) -> list[str]:
-        return [self._MODE]
+        from audio_mnist.system import devices
+
+        asked = self._named and cfg.trainer.together is None and devices.kind(cfg.trainer.accelerator) == "cpu"
+        return [grouping.MODE] if asked and not grouping.keeps_bits(cfg.model.name, cfg.trainer) else []
 
     def expect(self, sweep: "Sweep") -> None:
         super().expect(sweep)
-        grouping.replace_launch(sweep, self.side_by_side, self._MODE)
+        grouping.replace_launch(sweep, self.side_by_side, tell=self._named)
 
 
 def launcher_of(config: DictConfig) -> Launcher:

@@ -22,14 +22,15 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([part.weight.detach() for part in parts]))  # (K, out, in)
-        self.bias = nn.Parameter(torch.stack([part.bias.detach() for part in parts]))  # (K, out)
-        for part, weight, bias in zip(parts, self.weight.data, self.bias.data, strict=True):
-            part.weight.data, part.bias.data = weight, bias
+        self.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))  # (K out, in)
+        self.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))  # (K out,)
+        self.nets = len(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         # one after another: a batched product has other bits
-        own = zip(x.chunk(len(self.weight), dim=1), self.weight, self.bias, strict=True)
+        own = zip(
+            *(of_all.chunk(self.nets, dim) for of_all, dim in ((x, 1), (self.weight, 0), (self.bias, 0))), strict=True
+        )
         return torch.cat([functional.linear(*one) for one in own], dim=1)
 
 
@@ -64,46 +65,91 @@ class GroupedDropout(nn.Module):
         return x * torch.cat(kept, dim=1).div_(1 - self.p)
 
 
-def group(nets: Sequence[nn.Module], generators: Sequence[torch.Generator], example: Tensor) -> nn.Module:
+def group(
+    nets: Sequence[nn.Module], generators: Sequence[torch.Generator], example: Tensor, *, exact: bool = False
+) -> nn.Module:
     """Return one net for K of the same shape, in training mode.
 
-    The K nets' weights and statistics become views of the one net's, so they
-    train with it, and each can be scored and saved as ever.
+    The K nets' weights and statistics become views of the one net's. So each net
+    can be scored and saved as ever, and with `share_gradients` an optimiser of the
+    K nets' weights trains the one net.
 
     Args:
         nets: K nets on the CPU, in evaluation mode.
         generators: each net's random numbers of dropout.
-        example: features (1, C, F, N), whose shape a trial batch has.
+        example: features (B, C, F, N), whose shape a trial batch has.
+        exact: whether a step in bfloat16 must have the bits of each net alone.
 
     Shape: (B, K C, F, N) -> (B, K classes).
 
     Raises:
         UnsupportedError: a layer is of another kind than those known here, or the net mixes its channels in another way
-            than by layers.
+            than by layers, or its bits are others.
     """
+    _check(nets, example, exact)
+    return _joined(nets, generators).train()
+
+
+def share_gradients(whole: nn.Module, nets: Sequence[nn.Module]) -> None:
+    """Make the nets' gradients views of the one net's, all zero. They stay so until one is set to None.
+
+    Args:
+        whole: what `group` returned.
+        nets: the K nets.
+    """
+    for name, parameter in whole.named_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        for net, share in zip(nets, parameter.grad.chunk(len(nets)), strict=True):
+            net.get_parameter(name).grad = share
+
+
+def _joined(nets: Sequence[nn.Module], generators: Sequence[torch.Generator]) -> nn.Module:
     whole = copy.deepcopy(nets[0])
     for name, module in list(whole.named_modules()):
         parts = [net.get_submodule(name) for net in nets]
         new = _grouped(module, parts, generators)
         if new is not None:
+            _share_parameters(new, parts)
             parent, _, leaf = name.rpartition(".")
             setattr(whole.get_submodule(parent), leaf, new)
-    _check(whole.eval(), nets, example)
-    return whole.train()
+    return whole
 
 
-@torch.no_grad()
-def _check(whole: nn.Module, nets: Sequence[nn.Module], example: Tensor) -> None:
+def _check(nets: Sequence[nn.Module], example: Tensor, exact: bool) -> None:
     """Compare a random batch with each net alone: a concatenation in `forward` would mix the nets."""
-    shape = (2, len(nets) * example.shape[1], *example.shape[2:])
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    alone, members = [copy.deepcopy(net).train(exact) for net in nets], [copy.deepcopy(net) for net in nets]
+    seeds = range(len(nets))
+    whole = _joined(members, [torch.Generator().manual_seed(seed) for seed in seeds]).train(exact)
+    share_gradients(whole, members)
+    x = torch.randn((len(nets), *example.shape), generator=torch.Generator().manual_seed(0))  # (K, B, C, F, N)
     try:
-        together = whole(x)
+        together = _trial(whole, torch.cat(list(x), dim=1), exact)
     except Exception as error:
         raise UnsupportedError(f"its groups do not fit together ({type(error).__name__})") from None
-    alone = torch.cat([net(part) for net, part in zip(nets, x.chunk(len(nets), dim=1), strict=True)], dim=1)
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-2, atol=1e-3):
+    with torch.random.fork_rng(devices=[]):
+        own = []
+        for seed, net, part in zip(seeds, alone, x, strict=True):
+            torch.manual_seed(seed)
+            own.append(_trial(net, part, exact))
+    logits = torch.cat(own, dim=1)
+    if together.shape != logits.shape or not torch.allclose(together, logits, rtol=1e-2, atol=1e-3):
         raise UnsupportedError("it mixes channels outside of its layers")
+    gradients = (
+        (p.grad, own.grad)
+        for pair in zip(members, alone, strict=True)
+        for p, own in zip(*(net.parameters() for net in pair), strict=True)
+    )
+    if exact and not (torch.equal(together, logits) and all(b is not None and torch.equal(a, b) for a, b in gradients)):
+        raise UnsupportedError("its bits would differ from those of a run alone")
+
+
+def _trial(net: nn.Module, x: Tensor, exact: bool) -> Tensor:
+    """Return the logits of a batch; with `exact` of a training step in bfloat16, whose gradients the net keeps."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=exact), torch.set_grad_enabled(exact):
+        logits = net(x.contiguous(memory_format=torch.channels_last))
+    if exact:
+        logits.float().square().sum().backward()
+    return logits.detach()
 
 
 def _grouped(module: nn.Module, parts: Sequence, generators: Sequence[torch.Generator]) -> nn.Module | None:
@@ -125,12 +171,10 @@ def _grouped(module: nn.Module, parts: Sequence, generators: Sequence[torch.Gene
             module.dilation,  # type: ignore[arg-type]
             module.groups * count,
             module.bias is not None,
-        ).to(memory_format=torch.channels_last)
-        _share_parameters(new, parts)
-        return new
+        )
+        return new.to(memory_format=torch.channels_last)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine and module.track_running_stats:
         new = type(module)(module.num_features * count, module.eps, module.momentum)
-        _share_parameters(new, parts)
         _share_buffers(new, parts, dim=0)
         return new
     if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):

@@ -115,15 +115,17 @@ def _train_and_score(
     run.log_text(OmegaConf.to_yaml(_shown(job.settings)), CONFIG)
     if job.corpus.left_out:
         run.log_text("\n".join(job.corpus.left_out) + "\n", "left_out.txt")
+    before = claimed.workplace.last()[1]
     trainer, checkpoint = fit(job, parts, claimed.workplace, run, callbacks)
     metrics = score(job, run, trainer, checkpoint, parts.classifier.front_end())
     run.end("FINISHED")
     claimed.workplace.clear()
     where = f"fold {job.fold}" + (", inner part" if job.kind == "trial" else "")
     log.info(
-        "%s %s: accuracy %.4f, loss %.3f, n = %d, %d epochs in %.0f s, run %s%s",
+        "%s %s: accuracy %.4f, loss %.3f, n = %d, %sin %.0f s, run %s%s",
         *(job.feature, where, metrics["accuracy"], metrics["loss"], len(job.split.fold)),
-        *(trainer.current_epoch, time.monotonic() - began, run.id),
+        f"{trainer.current_epoch} epochs " if trainer.current_epoch > before else "scored ",
+        *(time.monotonic() - began, run.id),
         " (optimistic: its epoch or settings were chosen on this fold)" if job.optimistic else "",
     )
     return {f"best/{key}": value for key, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Runs that differ in fold and seed alone, trained as one grouped net: `trainer.together=true`.
+"""Runs that differ in fold and seed alone, trained as one grouped net.
 
 Each run keeps its own claim, tracked run, clips, draws and state. At the end its whole state lies in its folder, as
 that of a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
-from audio_mnist.models import Model
 from audio_mnist.system import devices, locks
 from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import connect
@@ -27,7 +26,7 @@ from audio_mnist.training.callbacks import epoch_seed
 from audio_mnist.training.classifier import optimizer_of
 from audio_mnist.training.datamodule import FeatureBatches
 from audio_mnist.training.fit import Parts, build, interruptible
-from audio_mnist.training.grouped import UnsupportedError, group
+from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
 from audio_mnist.training.job import Job
 from audio_mnist.training.resume import LAST, PENDING, Workplace, claim, resume_dir
 
@@ -91,6 +90,9 @@ class Together(LightningModule):
     Args:
         members: runs whose nets have one shape.
 
+    Attributes:
+        accuracies: newest accuracy of each member's scored fold; None before the first.
+
     Raises:
         UnsupportedError: the net cannot be grouped.
     """
@@ -99,11 +101,15 @@ class Together(LightningModule):
         super().__init__()
         self._members = members
         self._generators = [torch.Generator() for _ in members]
+        self.accuracies: list[float | None] = [None] * len(members)
         first = members[0]
-        example = first.parts.classifier.front_end()(torch.zeros(1, 1, first.job.corpus.clip_samples))  # (1, C, F, N)
+        silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
+        example = first.parts.classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
         for member in members:  # they only score
             member.parts.classifier.eval()
-        self.net = group([member.parts.classifier.net for member in members], self._generators, example)
+        nets = [member.parts.classifier.net for member in members]
+        self.net = group(nets, self._generators, example, exact=not first.job.settings["trainer"]["together"])
+        share_gradients(self.net, nets)
 
     def on_train_epoch_start(self) -> None:
         for member, generator in zip(self._members, self._generators, strict=True):
@@ -128,12 +134,21 @@ class Together(LightningModule):
         self._log("fold")
 
     def _log(self, prefix: str) -> None:
-        for member in self._members:
-            means = member.parts.classifier.epoch_means(prefix)
-            member.run.log_metrics({name: float(value) for name, value in means.items()}, step=self.current_epoch)
+        for number, member in enumerate(self._members):
+            means = {name: float(value) for name, value in member.parts.classifier.epoch_means(prefix).items()}
+            member.run.log_metrics(means, step=self.current_epoch)
+            self.accuracies[number] = means.get("fold/accuracy", self.accuracies[number])
 
     def configure_optimizers(self) -> Any:
-        return optimizer_of(self._members[0].job.settings["optimizer"], self.parameters(), self.trainer)
+        # of the members' own weights: another length of a tensor can have other bits
+        parameters = (p for member in self._members for p in member.parts.classifier.parameters())
+        return optimizer_of(self._members[0].job.settings["optimizer"], parameters, self.trainer)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none=False)  # None would end the members' views
 
 
 class _KeepStates(Callback):
@@ -148,8 +163,9 @@ class _KeepStates(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if time.monotonic() - self._told_at >= 1:
             self._told_at = time.monotonic()
-            for member in self._members:
-                progress.write(member.folder, epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs)
+            epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+            for member, accuracy in zip(self._members, pl_module.accuracies, strict=True):  # type: ignore[arg-type]
+                progress.write(member.folder, epoch=epoch, epochs=epochs, score=accuracy)
         if time.monotonic() - self._saved_at >= self._every_s:
             _save(trainer, self._members)
 
@@ -175,19 +191,10 @@ def _save(trainer: Trainer, members: Sequence[Member]) -> None:
 
 def _share(state: dict[str, Any], number: int, classifier: LightningModule) -> dict[str, Any]:
     """Return one member's share of the optimiser's state."""
-    shapes = [parameter.shape for parameter in classifier.parameters()]
-
-    def of(value: Tensor, shape: torch.Size) -> Tensor:
-        if not value.ndim:  # the number of steps
-            return value.clone()
-        count = value.numel() // shape.numel()
-        return value.chunk(count)[number].reshape(shape).clone(memory_format=torch.preserve_format)
-
-    own = {
-        index: {name: of(value, shapes[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return state | {"state": own}
+    count = sum(1 for _ in classifier.parameters())
+    own = {index: state["state"][number * count + index] for index in range(count) if state["state"]}
+    groups = [group | {"params": list(range(count))} for group in state["param_groups"]]
+    return state | {"state": own, "param_groups": groups}
 
 
 def _accept(members: Sequence[Member]) -> None:
@@ -214,22 +221,20 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
     began = time.monotonic()
     jobs = [run.planned(cfg, sweep_dir) for cfg in cfgs]
     devices.set_up_cpu(jobs[0].settings["trainer"]["threads"])
-    reason = _unfit(jobs[0])
     with contextlib.ExitStack() as stack:
         members: list[Member] = []
-        if not reason:
-            for job, folder in zip(jobs, folders, strict=True):
-                member = _join(job, folder, parent_id, stack, members[0] if members else None)
-                members += [member] if member is not None else []
-            reason = "" if len(members) > 1 else "the others are finished, half trained or of another length"
-        try:
-            module = Together(members) if not reason else None
-        except UnsupportedError as error:
-            reason = f"model={jobs[0].settings['model']['name']}: {error}"
-        if reason:
-            log.info("%s: not trained together: %s", jobs[0].feature, reason)
+        for job, folder in zip(jobs, folders, strict=True):
+            member = _join(job, folder, parent_id, stack, members[0] if members else None)
+            members += [member] if member is not None else []
+        if len(members) < 2:  # the others are finished or half trained
             return
-        assert module is not None
+        try:
+            module = Together(members)
+        except UnsupportedError as error:
+            log.info(
+                "%s: not trained together: model=%s: %s", jobs[0].feature, jobs[0].settings["model"]["name"], error
+            )
+            return
         trainer = Trainer(
             **members[0].parts.options | {"enable_progress_bar": False},
             logger=False,
@@ -245,22 +250,6 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
         *(jobs[0].feature, ",".join(str(member.job.fold) for member in members)),
         *(trainer.current_epoch, time.monotonic() - began),
     )
-
-
-def _unfit(job: Job) -> str:
-    """Return why the runs of a recipe cannot train together, "" where they can."""
-    settings = job.settings
-    name = settings["model"]["name"]
-    needs = {
-        f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
-        "resume=true and a tracking store": job.resumable,
-        "trainer.accelerator=cpu": job.device == "cpu",
-        "trainer.compile=false": not settings["trainer"]["compile"],
-        "trainer.gradient_clip_val=null": settings["trainer"]["gradient_clip_val"] is None,
-        "selection=last": settings["selection"] == "last",
-        "optimizer.ema_decay=null": settings["optimizer"]["ema_decay"] is None,
-    }
-    return ", ".join(f"needs {what}" for what, met in needs.items() if not met)
 
 
 def _join(
