@@ -47,6 +47,7 @@ class DataConfig:
 class OptimizerConfig:
     name: str
     lr: float
+    matrix_lr: float
     weight_decay: float
     schedule: str
     warmup_share: float
@@ -262,11 +263,12 @@ def _check_trainer(cfg: DictConfig) -> None:
 
 def _check_optimizer(cfg: DictConfig) -> None:
     optimizer = cfg.optimizer
-    require(optimizer.name in ("adamw", "adam"), "optimizer.name", optimizer.name, "adamw or adam")
+    require(optimizer.name in ("muon", "adamw", "adam"), "optimizer.name", optimizer.name, "muon, adamw or adam")
     require(optimizer.schedule in SCHEDULES, "optimizer.schedule", optimizer.schedule, "one of " + ", ".join(SCHEDULES))
     decay = optimizer.ema_decay
     require(decay is None or 0 < decay < 1, "optimizer.ema_decay", decay, "between 0 and 1, or null")
     require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "above 0")
+    require(optimizer.matrix_lr > 0, "optimizer.matrix_lr", optimizer.matrix_lr, "above 0")
     require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
     require(0 < optimizer.warmup_share < 1, "optimizer.warmup_share", optimizer.warmup_share, "between 0 and 1")
     require(0 <= optimizer.label_smoothing < 1, "optimizer.label_smoothing", optimizer.label_smoothing, "0 to 1")

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from audio_mnist.data.windows import middle
 from audio_mnist.errors import RunError
 from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
-from audio_mnist.training import graphs
+from audio_mnist.training import graphs, muon
 
 
 class Classifier(LightningModule):
@@ -144,7 +144,7 @@ class Classifier(LightningModule):
         return {f"{prefix}/{key}": value for key, value in means.items()}
 
     def configure_optimizers(self) -> Any:
-        return None if self.net.closed_form else optimizer_of(self._optimizer, self.parameters(), self.trainer)
+        return None if self.net.closed_form else optimizer_of(self._optimizer, [self.net], self.trainer)
 
     def front_end(self) -> FrontEnd:
         """Return the feature that this net was trained on, on this module's device."""
@@ -185,17 +185,25 @@ class Classifier(LightningModule):
         return predict_together([self], store, indices, batch_size=batch_size)[0]
 
 
-def optimizer_of(settings: dict[str, Any], parameters: Iterable[nn.Parameter], trainer: Trainer) -> Any:
+def optimizer_of(settings: dict[str, Any], nets: Sequence[nn.Module], trainer: Trainer) -> Any:
     """Return an optimiser with its schedule, as `LightningModule.configure_optimizers` does.
 
     Args:
         settings: settings of the optimiser.
-        parameters: what it trains.
+        nets: what it trains.
         trainer: Lightning's trainer, which knows the number of steps.
     """
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings["name"]]
-    fused = not trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients
-    optimizer = kind(parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
+    name, lr, weight_decay = settings["name"], settings["lr"], settings["weight_decay"]
+    parameters = [parameter for net in nets for parameter in net.parameters()]
+    optimizer: torch.optim.Optimizer
+    if name == "muon":
+        of_muon = [parameter for net in nets for parameter in muon.matrices(net)]
+        others = [parameter for parameter in parameters if all(parameter is not one for one in of_muon)]
+        optimizer = muon.Muon(of_muon, others, lr=lr, matrix_lr=settings["matrix_lr"], weight_decay=weight_decay)
+    else:
+        fused = not trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[name]
+        optimizer = kind(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
     if settings["schedule"] == "none":
         return optimizer
     steps = max(2, int(trainer.estimated_stepping_batches))
@@ -204,7 +212,11 @@ def optimizer_of(settings: dict[str, Any], parameters: Iterable[nn.Parameter], t
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     else:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=settings["lr"], total_steps=steps, pct_start=settings["warmup_share"]
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=settings["warmup_share"],
+            cycle_momentum=name != "muon",
         )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -141,8 +141,8 @@ class Together(LightningModule):
 
     def configure_optimizers(self) -> Any:
         # of the members' own weights: another length of a tensor can have other bits
-        parameters = (p for member in self._members for p in member.parts.classifier.parameters())
-        return optimizer_of(self._members[0].job.settings["optimizer"], parameters, self.trainer)
+        nets = [member.parts.classifier.net for member in self._members]
+        return optimizer_of(self._members[0].job.settings["optimizer"], nets, self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         self.zero_grad()
@@ -182,19 +182,24 @@ def _save(trainer: Trainer, members: Sequence[Member]) -> None:
         classifier = member.parts.classifier
         own = whole | {
             "state_dict": {name: value.clone() for name, value in classifier.state_dict().items()},
-            "optimizer_states": [_share(state, number, classifier) for state in whole["optimizer_states"]],
+            "optimizer_states": [_share(state, number, len(members)) for state in whole["optimizer_states"]],
             classifier.CHECKPOINT_HYPER_PARAMS_NAME: classifier._hparams_name,
             classifier.CHECKPOINT_HYPER_PARAMS_KEY: dict(classifier.hparams),
         }
         torch.save(own, member.workplace.folder / PENDING)
 
 
-def _share(state: dict[str, Any], number: int, classifier: LightningModule) -> dict[str, Any]:
-    """Return one member's share of the optimiser's state."""
-    count = sum(1 for _ in classifier.parameters())
-    own = {index: state["state"][number * count + index] for index in range(count) if state["state"]}
-    groups = [group | {"params": list(range(count))} for group in state["param_groups"]]
-    return state | {"state": own, "param_groups": groups}
+def _share(state: dict[str, Any], number: int, members: int) -> dict[str, Any]:
+    """Return one member's share of the optimiser's state: each group of weights lists theirs one after another."""
+    groups: list[dict[str, Any]] = []
+    own: dict[int, Any] = {}
+    for weights in state["param_groups"]:
+        count = len(weights["params"]) // members
+        numbers = [len(own) + place for place in range(count)]
+        own |= dict(zip(numbers, weights["params"][number * count :][:count], strict=True))
+        groups.append(weights | {"params": numbers})
+    known = {place: state["state"][index] for place, index in own.items() if index in state["state"]}
+    return state | {"state": known, "param_groups": groups}
 
 
 def _accept(members: Sequence[Member]) -> None:
