@@ -87,9 +87,9 @@ class Muon(torch.optim.Optimizer):
 
 
 class _Layout:
-    """Where the values of matrices lie in batches of one shape: on a GPU one batch, filled up with zeros.
+    """Batches of matrices of one shape, and where each value lies in them; on a GPU one batch, filled up with zeros.
 
-    Matrices lie, so that rows are not more than columns. The order of the columns does not matter.
+    A matrix with more rows than columns is transposed. The order of the columns does not matter.
     """
 
     def __init__(self, matrices: Sequence[Tensor]) -> None:
