@@ -45,9 +45,9 @@ class Shift(Augmentation):
 
     def augment(self, x: Tensor, draws: Draws) -> Tensor:
         length, most = x.shape[-1], min(self.most, x.shape[-1])
-        begin = draws.integers(2 * most + 1, 1, 1)
-        taken = begin + torch.arange(length, device=x.device)  # (B, 1, T)
-        return nn.functional.pad(x, (most, most)).gather(2, taken)
+        begin = draws.integers(2 * most + 1)  # (B,)
+        windows = nn.functional.pad(x, (most, most)).squeeze(1).unfold(1, length, 1)  # (B, places, T), a view
+        return windows[torch.arange(len(x), device=x.device), begin].unsqueeze(1)
 
 
 class _Grouped(Augmentation):
