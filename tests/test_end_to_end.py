@@ -400,7 +400,10 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
         (["train.py", "model.depth=1,0", "-m"], "error: model.depth=0: expected 1 or more"),
         (["train.py", "trainer.devices=2", "fold=0,1", "-m"], "error: trainer.devices=2 in a sweep"),
         (["train.py", "trainer.together=true"], "error: trainer.together=true needs a sweep"),
-        (["train.py", "trainer.together=true", "fold=0,1", "-m"], "error: trainer.together=true: give hydra/launcher="),
+        (
+            ["train.py", "trainer.together=true", "hydra/launcher=basic", "fold=0,1", "-m"],
+            "error: trainer.together=true needs hydra/launcher=together",
+        ),
         (["train.py", "trainer.precision=nonsense"], "error: trainer.accelerator, devices, strategy or precision"),
         (["train.py", "fold=0,1", "hydra/sweeper=other", "-m"], "Could not find 'hydra/sweeper/other'"),
         (["train.py", "tracking.uri=sqlite:////proc/none/mlflow.db"], "error: tracking.uri=sqlite:////proc/none"),

@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
 from audio_mnist.sweeps.grouping import groups_of
-from audio_mnist.system import devices
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
 from tests.conftest import PROJECT, composed, run_command, write_tones
@@ -164,7 +163,7 @@ def runs_in(folder: Path) -> dict[tuple[str, str], Any]:
         "32-true",
         pytest.param(
             "bf16-mixed",
-            marks=pytest.mark.skipif(devices.precision("auto", "cpu") == "32-true", reason="needs bfloat16 in the CPU"),
+            marks=pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs AMX"),
         ),
     ],
 )

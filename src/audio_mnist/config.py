@@ -210,8 +210,12 @@ def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
     {'data': {'name': 'fsdd'}, 'trainer': {}, 'seed': 1}
     """
     data = {k: v for k, v in cfg["data"].items() if k not in _NOT_IN_DATA}
-    trainer = {k: v for k, v in cfg["trainer"].items() if k not in ("progress_bar", "runs_per_gpu")}
+    trainer = {k: v for k, v in cfg["trainer"].items() if k not in ("progress_bar", "runs_per_gpu", "together")}
+    if cfg["trainer"].get("together"):  # null groups runs only where they keep their bits
+        trainer["together"] = True
     others = {k: v for k, v in cfg.items() if k not in _NOT_IN_RECIPE}
+    if others.get("optimizer", {}).get("name", "muon") != "muon":
+        others["optimizer"] = {k: v for k, v in others["optimizer"].items() if k != "matrix_lr"}
     if "sha256" in others.get("feature", {}):  # an encoder's file, wherever it lies
         others["feature"] = {k: v for k, v in others["feature"].items() if k != "path"}
     return others | {"data": data, "trainer": trainer}

@@ -42,8 +42,8 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
         if family is not None:
             by_family.setdefault(family, []).append(number)
     for numbers in by_family.values():
-        # groups of each family, so that no worker is idle; where each can have two jobs, one for each worker:
-        # families differ in speed
+        # enough groups for all workers; a family of two jobs or more for each worker gives each a group: families
+        # differ in speed
         share = at_once if len(numbers) >= 2 * at_once else -(-at_once // len(by_family))
         count = min(len(numbers), max(share, -(-len(numbers) // _MOST)))
         size = -(-len(numbers) // count)
@@ -51,37 +51,46 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
     return groups
 
 
-def keeps_bits(model: str, trainer: Any) -> bool:
+def keeps_bits(settings: dict[str, Any]) -> bool:
     """Tell whether runs trained together have the bits that they have alone.
 
+    Seen on processors with AMX, with one thread. A processor that has bfloat16
+    without AMX computes other bits.
+
     Args:
-        model: name of the net.
-        trainer: settings of `conf/trainer/`.
+        settings: a run's whole config.
+    """
+    import torch
+
+    from audio_mnist.models import Model
+    from audio_mnist.system import devices
+
+    net, trainer = Model.registry.get(settings["model"]["name"]), settings["trainer"]
+    return (
+        devices.precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
+        and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        and trainer["threads"] == 1
+        and net is not None
+        and net.groups_exactly
+    )
+
+
+def reasons_alone(settings: dict[str, Any]) -> list[str]:
+    """Return what keeps a run from training together with others; [] where nothing does.
+
+    Args:
+        settings: the run's whole config.
     """
     from audio_mnist.models import Model
     from audio_mnist.system import devices
 
-    net = Model.registry.get(model)
-    bfloat16 = devices.precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
-    return bfloat16 and net is not None and net.groups_exactly
-
-
-def reasons_alone(job: "Job") -> list[str]:
-    """Return what keeps a job from training together with others; [] where nothing does.
-
-    Args:
-        job: the planned run.
-    """
-    from audio_mnist.models import Model
-
-    settings, trainer = job.settings, job.settings["trainer"]
-    name = settings["model"]["name"]
+    trainer, name = settings["trainer"], settings["model"]["name"]
+    asked = keeps_bits(settings) if trainer["together"] is None else trainer["together"]
     needs = {
-        "trainer.accelerator=cpu": job.device == "cpu",
-        "trainer.together=true, since some bits will differ": trainer["together"] or keeps_bits(name, trainer),
-        "trainer.together=null or true": trainer["together"] is not False,
+        "trainer.together=true": asked,
+        "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
         f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
-        "resume=true and a tracking store": job.resumable,
+        "resume=true and a tracking store": settings["resume"] and settings["tracking"]["uri"] is not None,
         "trainer.compile=false": not trainer["compile"],
         "trainer.gradient_clip_val=null": trainer["gradient_clip_val"] is None,
         "selection=last": settings["selection"] == "last",
@@ -125,7 +134,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
         _core.process_joblib_cfg(settings)
         jobs = [sweep.jobs[initial_job_idx + number].job for number in range(len(job_overrides))]
         keys = [job.key for job in jobs]  # variants may give one job twice: the second one waits for the first
-        reasons = [", ".join(reasons_alone(job)) for job in jobs]
+        reasons = [", ".join(reasons_alone(job.settings)) for job in jobs]
         for feature, reason in dict.fromkeys((j.feature, r) for j, r in zip(jobs, reasons, strict=True) if r and tell):
             log.info("%s: not trained together: %s", feature, reason)
         alone = [

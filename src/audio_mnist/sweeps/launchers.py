@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from audio_mnist.config import load_modules, to_plain
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.sweeps import grouping, workers
 from audio_mnist.system import processes
@@ -67,7 +68,7 @@ class Launcher:
             AudioMnistError: they cannot.
         """
         if self._config.trainer.together and not self.groups:
-            raise AudioMnistError("trainer.together=true: give hydra/launcher=together instead, which sets it")
+            raise AudioMnistError("trainer.together=true needs hydra/launcher=together")
 
     def resolve(self, cfg: DictConfig) -> list[str]:
         """Return overrides that fix what a job's own machine would decide otherwise."""
@@ -182,10 +183,12 @@ class TogetherLauncher(JoblibLauncher):
         return self.target in self._config.hydra.overrides.hydra
 
     def resolve(self, cfg: DictConfig) -> list[str]:
-        from audio_mnist.system import devices
-
-        asked = self._named and cfg.trainer.together is None and devices.kind(cfg.trainer.accelerator) == "cpu"
-        return [grouping.MODE] if asked and not grouping.keeps_bits(cfg.model.name, cfg.trainer) else []
+        if not self._named or cfg.trainer.together is not None:
+            return []
+        load_modules(list(cfg.modules))
+        settings = to_plain(cfg)
+        asked = settings | {"trainer": settings["trainer"] | {"together": True}}
+        return [] if grouping.keeps_bits(settings) or grouping.reasons_alone(asked) else [grouping.MODE]
 
     def expect(self, sweep: "Sweep") -> None:
         super().expect(sweep)

@@ -36,7 +36,7 @@ class Classifier(LightningModule):
         class_names: C names, in the order of the logits.
         sample_rate_hz: sample rate of the waveforms.
         clip_samples: T, the window that clips are placed in.
-        optimizer: name, lr, weight_decay, schedule, warmup_share, label_smoothing.
+        optimizer: name, lr, matrix_lr, weight_decay, schedule, warmup_share, label_smoothing.
         views: views of a clip that a prediction averages: `placements` in its window, evenly spread, at each of several
             `speeds`. None: one, centred, at normal speed.
         class_weights: weight of each class in the training loss, mean 1 over the training clips; None for equal ones.
@@ -198,7 +198,8 @@ def optimizer_of(settings: dict[str, Any], nets: Sequence[nn.Module], trainer: T
     optimizer: torch.optim.Optimizer
     if name == "muon":
         of_muon = [parameter for net in nets for parameter in muon.matrices(net)]
-        others = [parameter for parameter in parameters if all(parameter is not one for one in of_muon)]
+        known = {id(parameter) for parameter in of_muon}
+        others = [parameter for parameter in parameters if id(parameter) not in known]
         optimizer = muon.Muon(of_muon, others, lr=lr, matrix_lr=settings["matrix_lr"], weight_decay=weight_decay)
     else:
         fused = not trainer.gradient_clip_val  # under autocast Lightning clips no fused optimiser's gradients

@@ -84,7 +84,7 @@ def group(
 
     Raises:
         UnsupportedError: a layer is of another kind than those known here, or the net mixes its channels in another way
-            than by layers, or its bits are others.
+            than by layers, or with `exact` its bits differ.
     """
     _check(nets, example, exact)
     return _joined(nets, generators).train()
@@ -127,20 +127,24 @@ def _check(nets: Sequence[nn.Module], example: Tensor, exact: bool) -> None:
     except Exception as error:
         raise UnsupportedError(f"its groups do not fit together ({type(error).__name__})") from None
     with torch.random.fork_rng(devices=[]):
-        own = []
+        found = []
         for seed, net, part in zip(seeds, alone, x, strict=True):
             torch.manual_seed(seed)
-            own.append(_trial(net, part, exact))
-    logits = torch.cat(own, dim=1)
+            found.append(_trial(net, part, exact))
+    logits = torch.cat(found, dim=1)
     if together.shape != logits.shape or not torch.allclose(together, logits, rtol=1e-2, atol=1e-3):
         raise UnsupportedError("it mixes channels outside of its layers")
-    gradients = (
-        (p.grad, own.grad)
-        for pair in zip(members, alone, strict=True)
-        for p, own in zip(*(net.parameters() for net in pair), strict=True)
-    )
-    if exact and not (torch.equal(together, logits) and all(b is not None and torch.equal(a, b) for a, b in gradients)):
+    if exact and not (torch.equal(together, logits) and all(map(_same_bits, members, alone))):
         raise UnsupportedError("its bits would differ from those of a run alone")
+
+
+def _same_bits(member: nn.Module, alone: nn.Module) -> bool:
+    """Compare gradients and running statistics."""
+    pairs = zip(member.parameters(), alone.parameters(), strict=True)
+    gradients = all(
+        one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad) for one, other in pairs
+    )
+    return gradients and all(torch.equal(*pair) for pair in zip(member.buffers(), alone.buffers(), strict=True))
 
 
 def _trial(net: nn.Module, x: Tensor, exact: bool) -> Tensor:

@@ -23,7 +23,6 @@ def used_recipe(settings: dict[str, Any]) -> dict[str, Any]:
     """
     own, asked = recipe(settings), settings["trainer"]
     used = {
-        "together": bool(asked["together"]),  # null groups runs only where they keep their bits
         "accelerator": devices.kind(asked["accelerator"]),
         "precision": devices.precision(asked["precision"], asked["accelerator"]),
     }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 _ITERATIONS = 5
-_TINY = 1e-7  # keeps the norm of a gradient of zeros from dividing
+_TINY = 1e-7  # avoids 0 / 0 for a gradient of zeros
 
 
 class Muon(torch.optim.Optimizer):
@@ -22,8 +22,8 @@ class Muon(torch.optim.Optimizer):
         matrices: weights (out, in, ...) that Muon trains.
         others: weights that AdamW trains.
         lr: learning rate of AdamW.
-        matrix_lr: learning rate of Muon: about the singular values of a step, times the root of rows / columns where a
-            matrix has more rows.
+        matrix_lr: learning rate of Muon. A step's singular values are about this; of a matrix with more rows than
+            columns sqrt(rows / columns) times this.
         weight_decay: decoupled weight decay of both.
         momentum: share of the momentum that a step keeps, with Nesterov's look ahead.
 
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # a loaded state replaced both
+        # load_state_dict replaces both
         self._adamw.param_groups, self._adamw.state = self.param_groups[1:], self.state
         self._adamw.step()
         if self.param_groups[0]["params"]:
@@ -121,9 +121,10 @@ class _Layout:
         """Return each matrix's update with all singular values near 1, scaled."""
         flat = torch.cat([*(_in_memory(update) for update in updates), self._zero])
         found = [
-            orthogonal(flat.take(places)) * scale for places, scale in zip(self._places, self._scales, strict=True)
+            orthogonal(flat.index_select(0, places.flatten()).view(places.shape)) * scale
+            for places, scale in zip(self._places, self._scales, strict=True)
         ]
-        back = torch.cat([batch.flatten() for batch in found]).take(self._back)
+        back = torch.cat([batch.flatten() for batch in found]).index_select(0, self._back)
         parts = back[:-1].split([matrix.numel() for matrix in self._like])
         return [part.as_strided(m.shape, m.stride()) for part, m in zip(parts, self._like, strict=True)]
 
@@ -150,9 +151,10 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def matrices(net: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that Muon trains: those of all layers but the first and the last that are matrices.
+    """Return the weights that Muon trains: all matrices but those of the first and the last layer.
 
-    A convolution of single channels has no matrix.
+    First and last are meant in the order in which the net registers its layers. A
+    convolution of single channels has no matrix.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
     >>> [tuple(weight.shape) for weight in matrices(net)]

@@ -67,7 +67,7 @@ def train(
     if cfg.get("search") and sweep_dir is None:
         raise ConfigError("search needs a sweep: add -m")
     if cfg.trainer.together and sweep_dir is None:
-        raise ConfigError("trainer.together=true needs a sweep: add hydra/launcher=together and -m")
+        raise ConfigError("trainer.together=true needs a sweep: add -m")
     job = planned(cfg, sweep_dir)
     devices.set_up_cpu(job.settings["trainer"]["threads"])
     seed_everything(job.settings["seed"], verbose=False)

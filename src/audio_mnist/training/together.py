@@ -91,7 +91,7 @@ class Together(LightningModule):
         members: runs whose nets have one shape.
 
     Attributes:
-        accuracies: newest accuracy of each member's scored fold; None before the first.
+        scores: newest score of each member's scored fold, where training logs it; None before the first.
 
     Raises:
         UnsupportedError: the net cannot be grouped.
@@ -101,7 +101,7 @@ class Together(LightningModule):
         super().__init__()
         self._members = members
         self._generators = [torch.Generator() for _ in members]
-        self.accuracies: list[float | None] = [None] * len(members)
+        self.scores: list[float | None] = [None] * len(members)
         first = members[0]
         silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
         example = first.parts.classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
@@ -137,10 +137,10 @@ class Together(LightningModule):
         for number, member in enumerate(self._members):
             means = {name: float(value) for name, value in member.parts.classifier.epoch_means(prefix).items()}
             member.run.log_metrics(means, step=self.current_epoch)
-            self.accuracies[number] = means.get("fold/accuracy", self.accuracies[number])
+            self.scores[number] = means.get(f"fold/{member.job.settings['score']}", self.scores[number])
 
     def configure_optimizers(self) -> Any:
-        # of the members' own weights: another length of a tensor can have other bits
+        # the members' own weights, not the grouped ones: an operation on a longer tensor can round differently
         nets = [member.parts.classifier.net for member in self._members]
         return optimizer_of(self._members[0].job.settings["optimizer"], nets, self.trainer)
 
@@ -164,8 +164,8 @@ class _KeepStates(Callback):
         if time.monotonic() - self._told_at >= 1:
             self._told_at = time.monotonic()
             epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
-            for member, accuracy in zip(self._members, pl_module.accuracies, strict=True):  # type: ignore[arg-type]
-                progress.write(member.folder, epoch=epoch, epochs=epochs, score=accuracy)
+            for member, score in zip(self._members, pl_module.scores, strict=True):  # type: ignore[arg-type]
+                progress.write(member.folder, epoch=epoch, epochs=epochs, score=score)
         if time.monotonic() - self._saved_at >= self._every_s:
             _save(trainer, self._members)
 
@@ -190,7 +190,7 @@ def _save(trainer: Trainer, members: Sequence[Member]) -> None:
 
 
 def _share(state: dict[str, Any], number: int, members: int) -> dict[str, Any]:
-    """Return one member's share of the optimiser's state: each group of weights lists theirs one after another."""
+    """Return one member's share of the optimiser's state: each parameter group lists member after member."""
     groups: list[dict[str, Any]] = []
     own: dict[int, Any] = {}
     for weights in state["param_groups"]:
@@ -229,7 +229,7 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
     with contextlib.ExitStack() as stack:
         members: list[Member] = []
         for job, folder in zip(jobs, folders, strict=True):
-            member = _join(job, folder, parent_id, stack, members[0] if members else None)
+            member = _join(job, folder, parent_id, stack)
             members += [member] if member is not None else []
         if len(members) < 2:  # the others are finished or half trained
             return
@@ -257,10 +257,8 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
     )
 
 
-def _join(
-    job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack, first: Member | None
-) -> Member | None:
-    """Claim one run and open it; None where it is finished, half trained or of another length than the first."""
+def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack) -> Member | None:
+    """Claim one run and open it; None where it is finished or half trained."""
     # never wait for a lock while others are held: two groups could wait for each other
     if locks.is_held(resume_dir(job.settings), job.key):
         return None
@@ -272,8 +270,6 @@ def _join(
             return None
         seed_everything(job.settings["seed"], verbose=False)
         parts = build(job, alone=False)
-        if first is not None and parts.length != first.parts.length:
-            return None
         opened = run.open_run(tracker, job, claimed, parent_id)
         own.enter_context(run.ending(opened))
         folder.mkdir(exist_ok=True)
