@@ -143,7 +143,16 @@ def test_server_that_goes_away_for_half_a_minute_costs_nothing(server: MlflowSer
     write_tones(tmp_path / "tones")
     epochs = 600  # tens of seconds: the server goes in their first
     where = f"tracking.uri={server.address}"
-    process = start(tmp_path, *SWEEP[:3], "folds.count=2", *SWEEP[6:], f"trainer.max_epochs={epochs}", "seed=7", where)
+    process = start(
+        tmp_path,
+        *SWEEP[:3],
+        "folds.count=2",
+        *SWEEP[6:],
+        f"trainer.max_epochs={epochs}",
+        "trainer.max_steps=null",
+        "seed=7",
+        where,
+    )
     tracker = Tracker(server.address, "audio-mnist")
     deadline = time.monotonic() + 120
     while not (running := [run for run in training_runs(tracker) if run.tags["seed"] == "7" and run.metrics]):

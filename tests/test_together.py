@@ -137,6 +137,7 @@ def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) 
         ("a" * 25, 1, [9, 9, 7]),
         ("ab", 8, [1, 1]),
         ("--aaaa", 2, [1, 1, 2, 2]),  # the first two are finished
+        ("aa-", 1, [2, 1]),  # the third repeats one of the others: they train first
     ],
 )
 def test_groups_keep_all_workers_busy(families: str, at_once: int, sizes: list[int]) -> None:
@@ -173,7 +174,8 @@ def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path, precision:
     In bfloat16 every bit is the same, so runs alone and together are the same runs.
     """
     arguments = (*SWEEP, "trainer.max_epochs=4", f"trainer.precision={precision}")
-    arguments = (*arguments, "augment=none") if precision == "32-true" else arguments
+    # maps of short clips are so small that bits differ
+    arguments = (*arguments, "augment=none") if precision == "32-true" else (*arguments, "data.clip_s=1.0")
     losses = {}
     for mode in ("together", "side_by_side"):
         folder = tmp_path / mode
@@ -227,3 +229,11 @@ def test_killed_group_is_resumed(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.count("resumes after epoch") == 4, done.stdout + done.stderr
     assert "4 of 4 runs finished" in done.stdout
     assert {run.status for run in runs_in(tmp_path).values()} == {"FINISHED"}
+
+
+def test_group_whose_maps_are_tiny_is_not_exact() -> None:
+    """There a bit differs in some steps, and a trial may miss it."""
+    nets, front_end = nets_of("feature=mfcc")
+    example = front_end(torch.zeros(1, 1, 3200)).repeat(4, 1, 1, 1)
+    with pytest.raises(UnsupportedError, match="so small that bits would differ"):
+        group([net.eval() for net in nets], [torch.Generator() for _ in nets], example, exact=True)

@@ -124,7 +124,7 @@ def test_in_a_terminal_a_live_table_shows_runs_and_then_goes(tmp_path: Path) -> 
         *("trainer.batch_size=4", "optimizer.lr=0.003,1e30", "-m"),
     )
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert re.search(r"\d of 4 runs finished, 2 running", plain), plain
+    assert re.search(r"\d of 4 runs finished, [2-4] running", plain), plain
     assert re.search(r"fold=0 optimizer.lr=0.003 +\d+/25 +[01]\.\d{4}", plain), plain
     assert plain.count("decoded") == 1
     assert "mel fold 0: accuracy" not in plain  # the workers' own lines would tear the table

@@ -69,4 +69,5 @@ def test_a_new_launcher_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     config = sweep_config()
     with open_dict(config):
         config.hydra.launcher = {"_target_": "somewhere.ClusterLauncher"}
+        config.hydra.runtime.choices["hydra/launcher"] = "cluster"
     assert isinstance(launcher_of(config), Cluster)

@@ -48,7 +48,7 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
         count = min(len(numbers), max(share, -(-len(numbers) // _MOST)))
         size = -(-len(numbers) // count)
         groups += [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    return groups
+    return sorted(groups)  # a job that repeats an earlier one comes after it
 
 
 def keeps_bits(settings: dict[str, Any]) -> bool:

@@ -236,9 +236,9 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
         try:
             module = Together(members)
         except UnsupportedError as error:
-            log.info(
-                "%s: not trained together: model=%s: %s", jobs[0].feature, jobs[0].settings["model"]["name"], error
-            )
+            settings = jobs[0].settings
+            level = logging.INFO if settings["trainer"]["together"] else logging.DEBUG  # nobody asked for the group
+            log.log(level, "%s: not trained together: model=%s: %s", jobs[0].feature, settings["model"]["name"], error)
             return
         trainer = Trainer(
             **members[0].parts.options | {"enable_progress_bar": False},
