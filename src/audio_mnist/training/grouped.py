@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from audio_mnist.models.base import RowNorm
 
-# On maps of 2 x 2 oneDNN sums a group's convolution in another order. bfloat16 hides it in most batches, so no trial finds
-# it for sure. None was seen on maps of 2 x 3 and more, in 450 batches.
+# On maps of 2 x 2 oneDNN sums a group's convolution in another order. bfloat16 hides it in most batches, so no trial
+# finds it for sure. None was seen on maps of 2 x 3 and more, in 450 batches.
 _LEAST_MAP = 6
 _COMPARED = 100_000  # values of features whose step is compared with each net alone
 
