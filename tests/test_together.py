@@ -19,6 +19,8 @@ from audio_mnist.config import to_plain
 from audio_mnist.sweeps.grouping import groups_of
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
+from audio_mnist.training.muon import Muon, matrices
+from audio_mnist.training.together import _share
 from tests.conftest import PROJECT, composed, run_command, write_tones
 
 
@@ -237,3 +239,29 @@ def test_group_whose_maps_are_tiny_is_not_exact() -> None:
     example = front_end(torch.zeros(1, 1, 3200)).repeat(4, 1, 1, 1)
     with pytest.raises(UnsupportedError, match="so small that bits would differ"):
         group([net.eval() for net in nets], [torch.Generator() for _ in nets], example, exact=True)
+
+
+def test_each_member_keeps_its_own_state_of_the_optimiser() -> None:
+    """A group's state, cut for one member, has what an optimiser of that member alone would have."""
+    nets, _ = nets_of("feature=mel", count=2)
+
+    def optimizer_of(*some: torch.nn.Module) -> Muon:
+        chosen = [one for net in some for one in matrices(net)]
+        known = {id(one) for one in chosen}
+        others = [one for net in some for one in net.parameters() if id(one) not in known]
+        return Muon(chosen, others, lr=0.003, matrix_lr=0.02)
+
+    alone = copy.deepcopy(nets)
+    for net, own in zip(nets, alone, strict=True):
+        for one, other in zip(net.parameters(), own.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+    whole = optimizer_of(*nets)
+    whole.step()
+    for number, net in enumerate(alone):
+        expected = optimizer_of(net)
+        expected.step()
+        found, wanted = _share(whole.state_dict(), number, 2), expected.state_dict()
+        assert found["param_groups"] == wanted["param_groups"] and found["state"].keys() == wanted["state"].keys()
+        for index, values in wanted["state"].items():
+            assert all(torch.equal(found["state"][index][name], value) for name, value in values.items())
