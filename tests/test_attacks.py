@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 
 from audio_mnist.config import to_plain
 from audio_mnist.data.decode import MIN_CLIP_S, PEAK, RATES_HZ, STILL, Limits, decode
-from audio_mnist.data.folds import EXCLUDED, assign_folds, split_clips
+from audio_mnist.data.folds import EXCLUDED, assign_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.data.split import split_clips
 from audio_mnist.errors import DataError, RunError
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predict import predict

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audio_mnist.data.folds import EXCLUDED, TEST, assign_folds, split_clips
+from audio_mnist.data.folds import EXCLUDED, TEST, assign_folds
+from audio_mnist.data.split import split_clips
 from audio_mnist.errors import ConfigError, DataError
 
 

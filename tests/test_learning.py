@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audio_mnist.data.folds import assign_folds, split_clips
+from audio_mnist.data.folds import assign_folds
+from audio_mnist.data.split import split_clips
 from audio_mnist.errors import ConfigError
 from audio_mnist.scoring import curve, intervals, label_errors
 from audio_mnist.sweeps.ablation import Variant, groups_of

@@ -12,7 +12,8 @@ import soundfile
 from audio_mnist.config import to_plain
 from audio_mnist.data import corpora
 from audio_mnist.data.corpora import audiomnist, speech_commands
-from audio_mnist.data.folds import EXCLUDED, TEST, VALIDATION, assign_folds, split_clips
+from audio_mnist.data.folds import EXCLUDED, TEST, VALIDATION, assign_folds
+from audio_mnist.data.split import split_clips
 from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.schema import validate_train
 from audio_mnist.training.job import plan

@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 from audio_mnist import features
 from audio_mnist.augment import Augmenter, Draws
 from audio_mnist.config import to_plain
-from audio_mnist.data.folds import assign_folds, split_clips
+from audio_mnist.data.folds import assign_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.data.split import split_clips
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_train

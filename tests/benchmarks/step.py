@@ -22,8 +22,9 @@ from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
-from audio_mnist.data.folds import assign_folds, split_clips
+from audio_mnist.data.folds import assign_folds
 from audio_mnist.data.prepare import prepare
+from audio_mnist.data.split import split_clips
 from audio_mnist.system import devices
 from audio_mnist.training.classifier import Classifier
 from audio_mnist.training.datamodule import ClipDataModule

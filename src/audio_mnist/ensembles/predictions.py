@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from audio_mnist.data.folds import Folds, cut_folds, split_clips
+from audio_mnist.data.folds import Folds, cut_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.data.split import split_clips
 from audio_mnist.data.store import WaveformStore
 from audio_mnist.ensembles.members import Member
 from audio_mnist.errors import RunError

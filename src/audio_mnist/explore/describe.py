@@ -12,9 +12,9 @@ from rich.text import Text
 
 from audio_mnist import features
 from audio_mnist.augment import Augmenter, Draws
+from audio_mnist.data import fold_notes
 from audio_mnist.data.advice import advice
 from audio_mnist.data.decode import read_header
-from audio_mnist.data.folds import notes_on_columns
 from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.errors import ConfigError
 from audio_mnist.report import plots, tables
@@ -75,7 +75,7 @@ def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") ->
         if ids:
             more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
             text += f"{what}: {', '.join(ids[:_SHOWN])}{more}\n"
-    text += "".join(f"note: {line}\n" for line in notes_on_columns(corpus.manifest, group))
+    text += "".join(f"note: {line}\n" for line in fold_notes.on_columns(corpus.manifest, group))
     text += "".join(f"advice: {line}\n" for line in advice(corpus))
     if corpus.left_out:
         text += f"unusable (named above): {len(corpus.left_out)} clips\n"

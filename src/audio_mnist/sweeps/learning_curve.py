@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from audio_mnist.data.folds import ALL
+from audio_mnist.data.split import ALL
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import curve, intervals
 from audio_mnist.scoring.curve import Curve

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from audio_mnist.data.folds import ALL
+from audio_mnist.data.split import ALL
 from audio_mnist.report.tables import ENSEMBLE
 from audio_mnist.tracking.tracker import RunRecord
 

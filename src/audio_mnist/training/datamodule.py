@@ -12,8 +12,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from audio_mnist.augment import Augmenter, Draws, Placement
-from audio_mnist.data.folds import Split
 from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.data.split import Split
 from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
 from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches, world

@@ -12,8 +12,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from audio_mnist.config import fingerprint, load_modules, to_plain
-from audio_mnist.data.folds import Folds, Split, cut_folds, split_clips
+from audio_mnist.data.folds import Folds, cut_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
+from audio_mnist.data.split import Split, split_clips
 from audio_mnist.errors import ConfigError
 from audio_mnist.schema import validate_train
 
