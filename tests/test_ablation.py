@@ -1,5 +1,6 @@
 """The table of variants, from variants made by hand."""
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -21,6 +22,8 @@ def variant(singles: dict[str, float], right: list[bool]) -> ablation.Variant:
         np.array(right),
         np.where(right, 0.1, 2.0),
         CLIPS,
+        np.array([[0, 0, 0, 1], [0 if one else 1 for one in right[:3]] + [int(right[3])]]),
+        2,
     )
 
 
@@ -40,6 +43,19 @@ def test_table_takes_features_that_the_default_lacks() -> None:
     assert [str(column.header) for column in table.columns][:4] == ["variant", "Mel", "MFCC", "ensemble"]
     lines = {line.split("│")[1].strip(): line for line in tables.render(table).splitlines() if "│" in line}
     assert "│      - │" in lines["default"] and "+25.00 (" in lines["other"] and "-0.475 (" in lines["other"]
+
+
+def test_scores_that_count_classes_alike() -> None:
+    """Classes of 3 and 1: the missed clip of the small class costs half of the recall; equal classes need no table."""
+    variants = {"default": variant({}, [True, True, True, False]), "other": variant({}, [True] * 4)}
+    lines = ablation.class_scores(variants, None, "accuracy", "default").splitlines()
+    assert "balanced accuracy" in lines[1] and "│ default │            0.5000 │ " in lines[3]
+    assert "│ other   │            1.0000 │ +50.00 (" in lines[4]
+    assert "macro F1" in ablation.class_scores(variants, None, "macro_f1").splitlines()[1].split("┃")[2]
+    equal = {"default": replace(variants["default"], answers=np.array([[0, 0, 1, 1], [0, 0, 1, 0]]))}
+    assert ablation.class_scores(equal, None, "accuracy") == ""
+    several = {"Mel": ablation.average([variants["default"], variants["other"]])}
+    assert "│ Mel │            0.7500 │" in ablation.class_scores(several, None, "accuracy")
 
 
 def test_render_leaves_out_a_variant_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:

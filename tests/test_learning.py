@@ -123,7 +123,7 @@ def test_gain_stays_within_what_accuracy_can_gain() -> None:
 
 def test_one_scored_speaker_has_intervals_of_independent_recordings() -> None:
     """A sweep of one fold of leave-one-speaker-out: no interval of width zero, none that is not a number."""
-    variant = Variant({}, np.ones(4, dtype=bool), np.zeros(4), tuple("abcd"))
+    variant = Variant({}, np.ones(4, dtype=bool), np.zeros(4), tuple("abcd"), np.zeros((2, 4), dtype=int), 2)
     assert groups_of(variant, dict.fromkeys("abcd", "anna")) is None
     assert groups_of(variant, {"a": "x", "b": "x", "c": "y", "d": "y"}) is not None
     mean, low, high = intervals.mean_difference(np.arange(4.0), np.zeros(4), np.zeros(4))

@@ -25,7 +25,9 @@ def variant(*of_seeds: float, n: int = 100) -> Variant:
     found = []
     for share in of_seeds:
         right = np.arange(n) < round(share * n)
-        found.append(Variant({"Mel": right}, right, np.where(right, 0.1, 2.0), tuple(map(str, range(n)))))
+        truth = np.arange(n) % 2
+        answers = np.stack([truth, np.where(right, truth, 1 - truth)])
+        found.append(Variant({"Mel": right}, right, np.where(right, 0.1, 2.0), tuple(map(str, range(n))), answers, 2))
     return found[0] if len(found) == 1 else average(found)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from audio_mnist.report import tables
-from audio_mnist.scoring import calibration, intervals, mixture
+from audio_mnist.scoring import calibration, intervals, measures, mixture
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.predictions import classes_of, logged_predictions, probabilities_of
 from audio_mnist.tracking.tracker import AnyTracker
@@ -28,13 +28,17 @@ class Variant:
         right: (n,) right answers of the titles together, 0 to 1.
         loss: (n,) log loss of that ensemble, nats.
         clips: (n,) clip ids, in the order of the others.
-        by_seed: the variant of each seed; itself where there is one seed.
+        answers: (2, n) class numbers of one seed's ensemble: the true ones, those predicted.
+        classes: C.
+        by_seed: the variant of each seed; empty where there is one seed.
     """
 
     singles: dict[str, np.ndarray]
     right: np.ndarray
     loss: np.ndarray
     clips: tuple[str, ...]
+    answers: np.ndarray
+    classes: int
     by_seed: tuple["Variant", ...] = ()
 
 
@@ -65,7 +69,8 @@ def average(variants: Sequence[Variant]) -> Variant:
     """Return the mean of one variant's seeds."""
     singles = {title: np.mean([one.singles[title] for one in variants], axis=0) for title in variants[0].singles}
     right, loss = (np.mean([getattr(one, key) for one in variants], axis=0) for key in ("right", "loss"))
-    return Variant(singles, right, loss, variants[0].clips, tuple(variants))
+    first = variants[0]
+    return Variant(singles, right, loss, first.clips, first.answers, first.classes, tuple(variants))
 
 
 def _read_seed(tracker: AnyTracker, jobs: Sequence[JobOutcome], combine: str) -> Variant | None:
@@ -89,6 +94,8 @@ def _read_seed(tracker: AnyTracker, jobs: Sequence[JobOutcome], combine: str) ->
         together.argmax(axis=1) == truth,
         calibration.log_loss(together, truth),
         tuple(first["clip_id"]),
+        np.stack([truth, together.argmax(axis=1)]),
+        p.shape[2],
     )
 
 
@@ -132,6 +139,54 @@ def table(variants: Mapping[str, Variant], group_of: Mapping[str, str] | None) -
             cells.append(f"{worse:+.3f} ({low:+.3f} to {high:+.3f})")
         drawn.add_row(Text(name), *cells, style="bold" if name == DEFAULT else "")
     return drawn
+
+
+def class_scores(
+    variants: Mapping[str, Variant], group_of: Mapping[str, str] | None, leading: str, base: str = ""
+) -> str:
+    """Tabulate balanced accuracy and macro F1 of ensembles; "" where classes are about equal and accuracy leads.
+
+    Of several seeds each number is the mean.
+
+    Args:
+        variants: name -> variant, all of the same clips.
+        group_of: clip id -> group where folds are by group.
+        leading: the leading score, which comes first.
+        base: name of the variant that the others are compared with, "" for none.
+    """
+    first = next(iter(variants.values()))
+    if leading == "accuracy" and not measures.note(np.bincount(first.answers[0]), leading):
+        return ""
+    groups = groups_of(first, group_of)
+    drawn = Table()
+    drawn.add_column("")
+    names = sorted(measures.OF_CLASSES, key=lambda name: name != leading)
+    for measure in names:
+        drawn.add_column(measures.MEASURES[measure], justify="right")
+        drawn.add_column(f"minus {base}, points" if base else "95% interval", justify="right")
+    for name, variant in variants.items():
+        cells = []
+        for measure in names:
+            of_seeds = variant.by_seed or (variant,)
+            score = intervals.average(
+                [measures.score(measure, one.answers[0], one.answers[1], one.classes, groups) for one in of_seeds]
+            )
+            beside = f"{score.low:.4f} to {score.high:.4f}"
+            if base:
+                beside = _class_difference(measure, variant, variants[base], groups) if name != base else ""
+            cells += [f"{score.value:.4f}", beside]
+        drawn.add_row(Text(name), *cells)
+    return tables.render(drawn, "Scores that count classes alike")
+
+
+def _class_difference(measure: str, variant: Variant, base: Variant, groups: np.ndarray | None) -> str:
+    pairs = zip(variant.by_seed or (variant,), base.by_seed or (base,), strict=True)
+    found = [
+        measures.compare(measure, one.answers[0], one.answers[1], other.answers[1], one.classes, groups)
+        for one, other in pairs
+    ]
+    difference, low, high = 100 * np.mean([(one.difference, one.low, one.high) for one in found], axis=0)
+    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def _alike(one: Variant, other: Variant) -> bool:
@@ -183,6 +238,7 @@ def render(
     by = "recordings count as independent" if groups_of(variants[DEFAULT], group_of) is None else f"for other {unit}s"
     title = "Each variant out of fold; its ensemble is the mean of its features' probabilities."
     text = tables.render(table(variants, group_of), title)
+    text += class_scores(variants, group_of, jobs[0].score, DEFAULT)
     text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"
     if variants[DEFAULT].by_seed:
         text += "Every number is the mean over seeds; differences are paired within a seed.\n"

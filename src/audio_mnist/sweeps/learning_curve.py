@@ -11,7 +11,7 @@ from audio_mnist.data.split import ALL
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import curve, intervals
 from audio_mnist.scoring.curve import Curve
-from audio_mnist.sweeps.ablation import Variant, groups_of, read
+from audio_mnist.sweeps.ablation import Variant, class_scores, groups_of, read
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.tracker import AnyTracker
 
@@ -57,11 +57,13 @@ def render(
     found = {name: read(tracker, some) for name, some in complete.items()}
     whole = found.get(ALL)
     shares = {name: one for name, one in found.items() if whole is not None and one is not None}
-    shares = {name: one for name, one in shares.items() if whole is not None and one.clips == whole.clips}
+    in_order = sorted(shares, key=lambda name: (name.split("/")[0], -_size(complete[name], "clips")))
+    shares = {name: shares[name] for name in in_order if whole is not None and shares[name].clips == whole.clips}
     if whole is None or len(shares) < 2:
         return "", None
     groups = groups_of(whole, group_of)
     text = tables.render(_table(complete, shares, groups), "Out of fold, by the training clips that the runs had")
+    text += class_scores(shares, group_of, jobs[0].score)
     learned = [_learned(counted, complete, shares, groups) for counted in ("clips", "speakers")]
     curves = [one for one in learned if one is not None]
     about = "other recordings" if groups is None else f"other {unit}s"
@@ -77,11 +79,11 @@ def _table(jobs: dict[str, list[JobOutcome]], shares: dict[str, Variant], groups
     drawn = Table()
     for name in ("trained on", "clips", "speakers", "accuracy", "95% interval", "log loss"):
         drawn.add_column(name, justify="left" if name == "trained on" else "right")
-    for name in sorted(shares, key=lambda name: (name.split("/")[0], -_size(jobs[name], "clips"))):
-        score = intervals.score(shares[name].right, groups)
+    for name, share in shares.items():
+        score = intervals.score(share.right, groups)
         sizes = [f"{_size(jobs[name], unit):.0f}" for unit in ("clips", "speakers")]
         interval = f"{score.low:.4f} to {score.high:.4f}"
-        drawn.add_row(name, *sizes, f"{score.value:.4f}", interval, f"{shares[name].loss.mean():.4f}")
+        drawn.add_row(name, *sizes, f"{score.value:.4f}", interval, f"{share.loss.mean():.4f}")
     return drawn
 
 

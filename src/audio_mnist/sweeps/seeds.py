@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from audio_mnist.report import tables
 from audio_mnist.scoring import intervals
-from audio_mnist.sweeps.ablation import Variant, groups_of, read
+from audio_mnist.sweeps.ablation import Variant, class_scores, groups_of, read
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.tracker import AnyTracker
 
@@ -34,6 +34,7 @@ def render(
     by = f"other {unit}s" if groups is not None else "other recordings"
     title = f"Out of fold: means of {len(whole.by_seed)} seeds; n = {len(whole.right)} recordings, each counted once"
     text = "\n" + tables.render(table(whole, groups), title)
+    text += class_scores({rows(whole)[-1][0]: whole}, group_of, jobs[0].score)
     return text + f"95% intervals for {by}. {sentence(whole)}\n"
 
 
