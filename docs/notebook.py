@@ -2,7 +2,7 @@
 # # audio-mnist in a notebook
 #
 # The four functions do what the commands do, with the same checks and the same messages. This short study uses the
-# embedded corpus of spoken digits, two folds and trainings of 300 steps.
+# built-in corpus of spoken digits, two folds and trainings of 300 steps.
 
 # %%
 import os

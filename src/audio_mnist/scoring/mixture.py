@@ -10,7 +10,7 @@ from audio_mnist.scoring.calibration import PRIOR as SCALE_PRIOR
 from audio_mnist.scoring.calibration import tempered
 
 LEAST = 1e-6  # least probability of a member, so that none can rule a class out
-PRIOR = 3.0  # clips' worth of belief in equal weights; chosen on folds (docs/results.md)
+PRIOR = 3.0  # clips' worth of belief in equal weights; chosen on folds (docs/choices.md)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The embedded corpus: digits spoken by eSpeak NG, no download, 20 kHz as in the competition.
+"""The built-in corpus: digits spoken by eSpeak NG, no download, 20 kHz as in the competition.
 
 Each clip is one digit by one of 60 voices (an English accent and a voice
 variant), with a drawn rate, pitch, pitch range, gain and background noise. The
