@@ -125,6 +125,30 @@ def test_join_fits_nothing_on_the_fold_that_it_scores(combine: str, calibrate: s
     assert not np.allclose(first.oof[:4], second.oof[:4])
 
 
+@pytest.mark.parametrize("combine", ["mean", "stack"])
+def test_seeds_of_one_recipe_share_a_weight(combine: str) -> None:
+    """Two seeds of Mel count as their mean: the same weights, probabilities and parts as a member that is the mean."""
+    rng = np.random.default_rng(0)
+    first, second, mfcc = rng.dirichlet(np.ones(2), size=(3, 12))
+    oof = {name: np.where(FOLD_OF[:, None] >= 0, p, np.nan) for name, p in (("m", first), ("c", mfcc), ("n", second))}
+    recipes, rows = ("m", "c", "n", "c"), np.arange(8, 12)  # as many runs of MFCC, so that a mean weighs them alike
+    given = Predictions(oof, np.stack([first[8:], mfcc[8:], second[8:], mfcc[8:]]), rows, recipes, ())
+    families = {"m": "Mel", "n": "Mel", "c": "MFCC"}
+    found = join(given, TARGETS, FOLD_OF, combine=combine, calibrate="temperature", families=families)
+    assert found.mixture.recipes == ("m", "c", "m", "c") and list(found.without) == list(found.mixture.weights)
+    if combine == "mean":
+        assert found.mixture.weights == {"m": 2 / 3, "c": 1 / 3}
+        return
+    averaged = predictions((first + second) / 2, mfcc)
+    same = join(averaged, TARGETS, FOLD_OF, combine=combine, calibrate="temperature")
+    assert found.mixture.weights == pytest.approx(same.mixture.weights)
+    for key in ("oof", "test"):
+        np.testing.assert_allclose(getattr(found, key), getattr(same, key), rtol=1e-6)
+    labels = {"m": "Mel seed=0", "n": "Mel seed=1", "c": "MFCC"}
+    parts = evaluate(found, labels, TARGETS, folds(), families=families).parts
+    assert parts["Mel"].weight == found.mixture.weights["m"] and list(parts) == ["Mel", "MFCC"]
+
+
 def test_render_has_everything_in_its_place() -> None:
     """Tables, comparison, calibration, test split, notes, in this order."""
     text = render(evaluation(optimistic=True))

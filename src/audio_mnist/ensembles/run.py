@@ -63,13 +63,14 @@ def ensemble(cfg: DictConfig, output_dir: Path) -> Combined:
 
     # probabilities, and what they are worth
     predictions = predict(tracker, members, corpus, folds, Stores(corpus, data), cfg.batch_size)
-    joint = join(predictions, targets, folds.fold_of, combine=cfg.combine, calibrate=cfg.calibrate)
     labels = tables.member_labels({member.recipe: member.config for member in members})
+    families = tables.member_labels({member.recipe: member.config for member in members}, seeds=True)
+    how = {"combine": cfg.combine, "calibrate": cfg.calibrate, "families": families}
+    joint = join(predictions, targets, folds.fold_of, **how)
     baseline = None
     if cfg.baseline == "svm":
         baseline = baselines.svm(corpus, folds.fold_of, joint.rows, joint.test_rows)
     optimistic = any(member.run.tags.get("optimistic") == "true" for member in members)
-    families = tables.member_labels({member.recipe: member.config for member in members}, seeds=True)
     options = {"baseline": baseline, "optimistic": optimistic, "score": cfg.score, "families": families}
     evaluation = evaluate(joint, labels, targets, folds, **options)
     text = render(evaluation)

@@ -18,9 +18,9 @@ class Mixture:
     """How an ensemble joins its members' answers, for clips that none of them was trained on.
 
     Attributes:
-        recipes: recipe of each member; runs that differ only in the fold share one.
+        recipes: recipe of each member; runs that differ only in fold and seed share one.
         combine: "mean", "logit_mean", "vote" or "stack".
-        weights: weight of each recipe; they differ only with "stack".
+        weights: weight of each recipe; "stack" alone fits them.
         temperature: temperature of the combined probabilities, 1 for none.
 
     >>> Mixture(("mel", "mfcc"), "mean", {"mel": 0.5, "mfcc": 0.5}, 1.0)(np.array([[[0.8, 0.2]], [[0.6, 0.4]]]))
