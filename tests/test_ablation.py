@@ -55,6 +55,8 @@ def test_scores_that_count_classes_alike() -> None:
     equal = {"default": replace(variants["default"], answers=np.array([[0, 0, 1, 1], [0, 0, 1, 0]]))}
     assert ablation.class_scores(equal, None, "accuracy") == ""
     several = {"Mel": ablation.average([variants["default"], variants["other"]])}
+    better = {"default": several["Mel"], "other": ablation.average([variants["other"]] * 2)}
+    assert "│ other   │            1.0000 │ +25.00 (" in ablation.class_scores(better, None, "accuracy", "default")
     assert "│ Mel │            0.7500 │" in ablation.class_scores(several, None, "accuracy")
 
 
@@ -65,6 +67,7 @@ def test_render_leaves_out_a_variant_that_is_not_whole(monkeypatch: pytest.Monke
     jobs = [job("2", "other"), job("1", "default"), job("3", "half", status="FAILED")]
     text = ablation.render(TRACKER, jobs, None)
     assert "│ other" in text and "│ half" not in text
+    assert "macro F1" in text and "Ensembles by scores that count classes alike\n" in text  # classes of 3 and 1
     assert text.endswith("left out, since not all of their runs finished or they score other clips: half\n")
     assert ablation.render(TRACKER, [jobs[0], job("1", "default", status="KILLED")], None) == ""
 
@@ -84,3 +87,4 @@ def test_read_tells_runs_apart_by_their_titles(monkeypatch: pytest.MonkeyPatch) 
     assert found is not None and found.clips == ("a", "b")
     assert {title: right.mean() for title, right in found.singles.items()} == {"batch 32": 1.0, "batch 64": 0.5}
     np.testing.assert_allclose(found.loss, -np.log([0.6, 0.7]))
+    assert found.answers.tolist() == [[0, 0], [0, 0]] and found.classes == 2  # the truth, then the mean's choice

@@ -41,7 +41,7 @@ def folds(groups: np.ndarray | None = None) -> Folds:
 
 def joint(mel_wrong: list[int], mfcc_wrong: list[int], **how: str) -> Joint:
     given = {"combine": "mean", "calibrate": "none"} | how
-    return join(predictions(answers(mel_wrong), answers(mfcc_wrong)), TARGETS, FOLD_OF, **given)
+    return join(predictions(answers(mel_wrong), answers(mfcc_wrong)), TARGETS, FOLD_OF, **given, families=LABELS)
 
 
 def evaluation(**options: object) -> Evaluation:
@@ -74,7 +74,10 @@ def test_evaluate_of_one_recipe_has_no_ensemble_row() -> None:
     both = predictions(answers([0]), answers([]))
     one = Predictions({"m": both.oof["m"]}, both.test[:1], both.test_rows, ("m",), ())
     found = evaluate(
-        join(one, TARGETS, FOLD_OF, combine="mean", calibrate="temperature"), LABELS, TARGETS, folds(SPEAKERS)
+        join(one, TARGETS, FOLD_OF, combine="mean", calibrate="temperature", families=LABELS),
+        LABELS,
+        TARGETS,
+        folds(SPEAKERS),
     )
     assert found.whole == found.best == "Mel" and found.gain is None and list(found.oof) == ["Mel"]
     assert found.total.value == 7 / 8 and "Ensemble" not in render(found)
@@ -103,12 +106,12 @@ def test_join_compares_on_common_clips_only() -> None:
     """A recipe without one fold: the others are cut to it; without a common fold it is an error."""
     whole = predictions(answers([]), answers([]))
     half = {"m": whole.oof["m"], "c": np.where(FOLD_OF[:, None] == 1, whole.oof["c"], np.nan)}
-    partial = join(replace(whole, oof=half), TARGETS, FOLD_OF, combine="mean", calibrate="none")
+    partial = join(replace(whole, oof=half), TARGETS, FOLD_OF, combine="mean", calibrate="none", families=LABELS)
     assert partial.rows.tolist() == [4, 5, 6, 7] and partial.partial
     assert "compared on the 4 clips that all scored" in render(evaluate(partial, LABELS, TARGETS, folds()))
     apart = {"m": np.where(FOLD_OF[:, None] == 0, whole.oof["m"], np.nan), "c": half["c"]}
     with pytest.raises(RunError, match="no fold in common"):
-        join(replace(whole, oof=apart), TARGETS, FOLD_OF, combine="mean", calibrate="none")
+        join(replace(whole, oof=apart), TARGETS, FOLD_OF, combine="mean", calibrate="none", families=LABELS)
 
 
 @pytest.mark.parametrize(
@@ -119,34 +122,50 @@ def test_join_fits_nothing_on_the_fold_that_it_scores(combine: str, calibrate: s
     given = predictions(answers([0]), answers([5]))
     changed = np.where(FOLD_OF == 1, 1 - TARGETS, TARGETS)
     first, second = (
-        join(given, targets, FOLD_OF, combine=combine, calibrate=calibrate) for targets in (TARGETS, changed)
+        join(given, targets, FOLD_OF, combine=combine, calibrate=calibrate, families=LABELS)
+        for targets in (TARGETS, changed)
     )
     np.testing.assert_array_equal(first.oof[4:], second.oof[4:])
     assert not np.allclose(first.oof[:4], second.oof[:4])
 
 
-@pytest.mark.parametrize("combine", ["mean", "stack"])
+@pytest.mark.parametrize("combine", ["mean", "logit_mean", "vote", "stack"])
 def test_seeds_of_one_recipe_share_a_weight(combine: str) -> None:
-    """Two seeds of Mel count as their mean: the same weights, probabilities and parts as a member that is the mean."""
+    """Two seeds of Mel have equal weights, and what a member adds is about both of them."""
     rng = np.random.default_rng(0)
     first, second, mfcc = rng.dirichlet(np.ones(2), size=(3, 12))
     oof = {name: np.where(FOLD_OF[:, None] >= 0, p, np.nan) for name, p in (("m", first), ("c", mfcc), ("n", second))}
-    recipes, rows = ("m", "c", "n", "c"), np.arange(8, 12)  # as many runs of MFCC, so that a mean weighs them alike
-    given = Predictions(oof, np.stack([first[8:], mfcc[8:], second[8:], mfcc[8:]]), rows, recipes, ())
+    given = Predictions(oof, np.stack([first, mfcc, second])[:, 8:], np.arange(8, 12), ("m", "c", "n"), ())
     families = {"m": "Mel", "n": "Mel", "c": "MFCC"}
-    found = join(given, TARGETS, FOLD_OF, combine=combine, calibrate="temperature", families=families)
-    assert found.mixture.recipes == ("m", "c", "m", "c") and list(found.without) == list(found.mixture.weights)
-    if combine == "mean":
-        assert found.mixture.weights == {"m": 2 / 3, "c": 1 / 3}
-        return
-    averaged = predictions((first + second) / 2, mfcc)
-    same = join(averaged, TARGETS, FOLD_OF, combine=combine, calibrate="temperature")
-    assert found.mixture.weights == pytest.approx(same.mixture.weights)
-    for key in ("oof", "test"):
-        np.testing.assert_allclose(getattr(found, key), getattr(same, key), rtol=1e-6)
+    found = join(given, TARGETS, FOLD_OF, combine=combine, calibrate="none", families=families)
+    weights = found.mixture.weights
+    assert weights["m"] == weights["n"] and sum(weights.values()) == pytest.approx(1)
+    assert found.weights == pytest.approx({"Mel": 2 * weights["m"], "MFCC": weights["c"]})
+    assert (weights["m"] == weights["c"]) == (combine != "stack")
+    np.testing.assert_allclose(found.without["Mel"].argmax(axis=1), mfcc[:8].argmax(axis=1))
     labels = {"m": "Mel seed=0", "n": "Mel seed=1", "c": "MFCC"}
     parts = evaluate(found, labels, TARGETS, folds(), families=families).parts
-    assert parts["Mel"].weight == found.mixture.weights["m"] and list(parts) == ["Mel", "MFCC"]
+    assert {label: part.weight for label, part in parts.items()} == found.weights
+    if combine == "stack":  # as one member, the geometric mean of both seeds
+        logs = np.log(first) / 2 + np.log(second) / 2
+        one = np.exp(logs) / np.exp(logs).sum(axis=1, keepdims=True)
+        same = join(predictions(one, mfcc), TARGETS, FOLD_OF, combine=combine, calibrate="none", families=LABELS)
+        assert same.mixture.weights == pytest.approx({"m": 2 * weights["m"], "c": weights["c"]}, abs=1e-6)
+        for key in ("oof", "test"):
+            np.testing.assert_allclose(getattr(found, key), getattr(same, key), rtol=1e-5)
+
+
+def test_seeds_of_one_recipe_are_no_parts() -> None:
+    """Two seeds of the only recipe weigh alike; nothing is left without them."""
+    found = join(
+        predictions(answers([0]), answers([1])),
+        *(TARGETS, FOLD_OF),
+        combine="stack",
+        calibrate="temperature",
+        families=dict.fromkeys(LABELS, "Mel"),
+    )
+    assert found.mixture.weights == {"m": 0.5, "c": 0.5}
+    assert found.without == {} and evaluate(found, LABELS, TARGETS, folds()).parts == {}
 
 
 def test_render_has_everything_in_its_place() -> None:
@@ -190,7 +209,7 @@ def test_a_member_that_hurts_is_named() -> None:
     given = Predictions({"m": good, "c": bad}, np.zeros((2, 0, 2)), np.zeros(0, dtype=int), ("m", "c"), ())
     whole = Folds(fold_of, 2, 0, None, "speaker", np.ones(400, dtype=bool), "print", ())
     for combine, least, most in (("mean", 0.5, 0.5), ("stack", 0.0, 0.1)):
-        joined = join(given, truth, fold_of, combine=combine, calibrate="temperature")
+        joined = join(given, truth, fold_of, combine=combine, calibrate="temperature", families=LABELS)
         found = evaluate(joined, LABELS, truth, whole)
         assert least <= found.parts["MFCC"].weight <= most
         assert found.parts["Mel"].verdict == "helps"

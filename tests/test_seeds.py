@@ -81,9 +81,11 @@ def test_read_joins_each_seed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None
     found = ablation.read(TRACKER, jobs)
     assert found is not None and found.clips == ("a", "b") and len(found.by_seed) == 2
     np.testing.assert_array_equal(found.right, [0.5, 0.5])
+    assert [one.answers.tolist() for one in found.by_seed] == [[[0, 0], [0, 1]], [[0, 0], [1, 0]]]
     np.testing.assert_allclose(found.loss, -np.log([0.9 * 0.2, 0.9 * 0.2]) / 2)
     assert ablation.read(TRACKER, jobs[:3]) is None
-    text = seeds.render(TRACKER, jobs, None)
+    text = seeds.render(TRACKER, [replace(job, score="macro_f1") for job in jobs], None)
+    assert "│ Mel │   0.3333 │" in text  # macro F1: 2/3 for x, 0 for y, of each seed
     assert "means of 2 seeds; n = 2 recordings, each counted once" in text
     assert seeds.render(TRACKER, jobs[:2], None) == ""  # one seed
     assert seeds.render(TRACKER, [*jobs[:3], replace(jobs[3], run=None)], None) == ""

@@ -27,7 +27,7 @@ class Folds:
     """Fold number of every clip.
 
     Attributes:
-        fold_of: (clips,) int64; 0 to count-1, TEST or EXCLUDED.
+        fold_of: (clips,) int64; 0 to count-1, TEST, EXCLUDED or VALIDATION.
         count: number of folds.
         seed: random seed of the shuffle.
         groups: (clips,) names of the groups that were kept together, such as speakers; None where clips count as

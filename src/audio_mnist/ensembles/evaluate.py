@@ -16,7 +16,7 @@ from audio_mnist.scoring.intervals import Paired, Score
 
 @dataclass(frozen=True)
 class Part:
-    """Contribution of one member to an ensemble.
+    """Contribution of one recipe, with all its seeds, to an ensemble.
 
     Attributes:
         weight: its weight.
@@ -53,7 +53,7 @@ class Evaluation:
         calibrated: the same after it, cross-fitted.
         temperature: temperature of the ensemble, 1 for none.
         loss: mean log loss of the ensemble out of fold, nats.
-        parts: label -> what a recipe adds, all its seeds together; empty where there is one recipe.
+        parts: family -> what its recipes add together; empty where there is one family.
         test_by: measure -> label -> score on the test split; empty where it has no labels.
         test_clips: number of test clips.
         test_ece: calibration error on the test split; None where it has no labels.
@@ -156,7 +156,7 @@ def evaluate(
         calibrated=calibration.reliability(joint.oof, truth),
         temperature=joint.mixture.temperature,
         loss=float(calibration.log_loss(joint.oof, truth).mean()),
-        parts=_parts(joint, families or labels, truth, groups, score),
+        parts=_parts(joint, truth, groups, score),
         test_by=test,
         test_clips=len(joint.test_rows),
         test_ece=test_ece,
@@ -226,15 +226,13 @@ def _test_scores(
     return scores, calibration.reliability(joint.test[labelled], truth).error
 
 
-def _parts(
-    joint: Joint, families: Mapping[str, str], truth: np.ndarray, groups: np.ndarray | None, score: str
-) -> dict[str, Part]:
+def _parts(joint: Joint, truth: np.ndarray, groups: np.ndarray | None, score: str) -> dict[str, Part]:
     parts, classes = {}, joint.oof.shape[1]
     whole, losses = joint.oof.argmax(axis=1), calibration.log_loss(joint.oof, truth)
-    for recipe, p in joint.without.items():
+    for family, p in joint.without.items():
         gain = measures.compare(score, truth, whole, p.argmax(axis=1), classes, groups)
         loss = intervals.mean_difference(losses, calibration.log_loss(p, truth), groups)
-        parts[families[recipe]] = Part(joint.mixture.weights[recipe], gain, loss)
+        parts[family] = Part(joint.weights[family], gain, loss)
     return parts
 
 

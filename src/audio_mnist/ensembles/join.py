@@ -1,6 +1,6 @@
 """Members' probabilities -> the ensemble's, out of fold and on the test split. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ class Joint:
         oof_of: recipe -> (n, C).
         raw_oof: (n, C) the ensemble's before calibration.
         oof: (n, C) the ensemble's, calibrated; each fold by the other folds.
-        without: family -> (n, C) the ensemble's, calibrated, of all other families; empty for one family. A family is
-            named by its first recipe.
+        without: family -> (n, C) the ensemble's, calibrated, without that family; empty for one family.
+        weights: family -> its share in the ensemble.
         test_rows: manifest rows of the test clips.
         test_of: recipe -> (test clips, C), the mean of its runs.
         test: (test clips, C) the ensemble's, calibrated by all clips out of fold.
@@ -34,6 +34,7 @@ class Joint:
     raw_oof: np.ndarray
     oof: np.ndarray
     without: dict[str, np.ndarray]
+    weights: dict[str, float]
     test_rows: np.ndarray
     test_of: dict[str, np.ndarray]
     test: np.ndarray
@@ -48,12 +49,9 @@ def join(
     *,
     combine: str,
     calibrate: str,
-    families: Mapping[str, str] | None = None,
+    families: Mapping[str, str],
 ) -> Joint:
-    """Join members.
-
-    Recipes that differ in the seed alone are one family. With "stack" a family has
-    one weight: its seeds differ by chance, so weights of their own would be chance too.
+    """Join members. Recipes of one family, which differ in the seed alone, have one weight with "stack".
 
     Args:
         predictions: probabilities of all members.
@@ -61,7 +59,7 @@ def join(
         fold_of: (clips,) fold numbers.
         combine: "mean", "logit_mean", "vote" or "stack".
         calibrate: "temperature" or "none".
-        families: recipe -> label of its family; each recipe is its own without it.
+        families: recipe -> label of its family.
 
     Raises:
         RunError: the recipes have no fold in common.
@@ -72,29 +70,30 @@ def join(
         raise RunError("the members have no fold in common, so nothing can be scored out of fold; add the missing runs")
     oof = np.stack([p[rows] for p in predictions.oof.values()])  # (recipes, n, C)
     truth, folds = targets[rows], fold_of[rows]
-
-    # recipes by family
-    firsts = _firsts(predictions.oof, families or {})
-    own = {first: oof[[firsts[recipe] == first for recipe in predictions.oof]] for first in firsts.values()}
+    family_of = np.array([families[recipe] for recipe in predictions.oof])
 
     # weights and temperature: fitted on all folds to keep, on the other folds to score
-    parts = list(own.values())  # of each family (seeds, n, C)
-    weights = np.array([len(seeds) for seeds in parts]) / len(oof)
+    weights = np.full(len(oof), 1 / len(oof))
     if combine == "stack":
-        weights = mixture.fit_weights(_means(parts), truth)
-    raw, calibrated = _joined(parts, truth, folds, combine, calibrate)
+        weights = mixture.fit_weights(oof, truth, family_of)
+    raw, calibrated = _joined(oof, family_of, truth, folds, combine, calibrate)
     temperature = calibration.fit_temperature(raw, truth) if calibrate == "temperature" else 1.0
-    others = {first: [seeds for name, seeds in own.items() if name != first] for first in own if len(own) > 1}
+    names = list(dict.fromkeys(family_of.tolist()))
+    without = {}
+    for family in names if len(names) > 1 else []:
+        kept = family_of != family
+        without[family] = _joined(oof[kept], family_of[kept], truth, folds, combine, calibrate)[1]
 
-    shares = dict(zip(own, weights.tolist(), strict=True))
-    mixed = Mixture(tuple(firsts[recipe] for recipe in predictions.recipes), combine, shares, temperature)
+    shares = dict(zip(predictions.oof, weights.tolist(), strict=True))
+    mixed = Mixture(predictions.recipes, combine, shares, temperature)
     recipe_of, how = np.array(predictions.recipes), "mean" if combine == "stack" else combine
     return Joint(
         rows=rows,
         oof_of=dict(zip(predictions.oof, oof, strict=True)),
         raw_oof=raw,
         oof=calibrated,
-        without={first: _joined(rest, truth, folds, combine, calibrate)[1] for first, rest in others.items()},
+        without=without,
+        weights={family: float(weights[family_of == family].sum()) for family in names},
         test_rows=predictions.test_rows,
         test_of={r: mixture.combine(predictions.test[recipe_of == r], how) for r in predictions.oof},
         test=mixed(predictions.test),
@@ -103,30 +102,20 @@ def join(
     )
 
 
-def _firsts(recipes: Iterable[str], families: Mapping[str, str]) -> dict[str, str]:
-    """Return recipe -> first recipe of its family."""
-    first_of: dict[str, str] = {}
-    return {recipe: first_of.setdefault(families.get(recipe, recipe), recipe) for recipe in recipes}
-
-
-def _means(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return (families, n, C) means over seeds."""
-    return np.stack([seeds.mean(axis=0) for seeds in parts])
-
-
 def _joined(
-    parts: Sequence[np.ndarray], truth: np.ndarray, folds: np.ndarray, combine: str, calibrate: str
+    oof: np.ndarray, family_of: np.ndarray, truth: np.ndarray, folds: np.ndarray, combine: str, calibrate: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, C) joined probabilities before and after calibration, both cross-fitted."""
     if combine != "stack":
-        raw = mixture.combine(np.concatenate(parts), combine)
+        raw = mixture.combine(oof, combine)
         return raw, calibration.cross_fitted(raw, truth, folds) if calibrate == "temperature" else raw
-    oof = _means(parts)
-    raw = mixture.stack(oof, truth, folds)
-    return raw, _stacked(oof, raw, truth, folds) if calibrate == "temperature" else raw
+    raw = mixture.stack(oof, truth, folds, family_of)
+    return raw, _stacked(oof, raw, family_of, truth, folds) if calibrate == "temperature" else raw
 
 
-def _stacked(oof: np.ndarray, raw: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def _stacked(
+    oof: np.ndarray, raw: np.ndarray, family_of: np.ndarray, truth: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
     """Calibrate stacked probabilities, cross-fitted.
 
     The other folds' stacked probabilities will not do to fit a temperature: their
@@ -137,7 +126,7 @@ def _stacked(oof: np.ndarray, raw: np.ndarray, truth: np.ndarray, folds: np.ndar
     for fold in np.unique(folds):
         others = folds != fold
         if others.any():
-            weights = mixture.fit_weights(oof[:, others], truth[others])
+            weights = mixture.fit_weights(oof[:, others], truth[others], family_of)
             temperature = calibration.fit_temperature(mixture.weighted(oof[:, others], weights), truth[others])
             calibrated[~others] = calibration.tempered(raw[~others], temperature)
     return calibrated

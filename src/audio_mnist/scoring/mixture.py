@@ -18,9 +18,9 @@ class Mixture:
     """How an ensemble joins its members' answers, for clips that none of them was trained on.
 
     Attributes:
-        recipes: recipe of each member; runs that differ only in fold and seed share one.
+        recipes: recipe of each member; runs that differ only in the fold share one.
         combine: "mean", "logit_mean", "vote" or "stack".
-        weights: weight of each recipe; "stack" alone fits them.
+        weights: weight of each recipe; they differ only with "stack".
         temperature: temperature of the combined probabilities, 1 for none.
 
     >>> Mixture(("mel", "mfcc"), "mean", {"mel": 0.5, "mfcc": 0.5}, 1.0)(np.array([[[0.8, 0.2]], [[0.6, 0.4]]]))
@@ -84,7 +84,7 @@ def weighted(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return softmax(np.tensordot(weights, _logarithms(probabilities), axes=1), axis=1)
 
 
-def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def fit_weights(probabilities: np.ndarray, targets: np.ndarray, families: np.ndarray | None = None) -> np.ndarray:
     """Find the weights of least log loss of the weighted geometric mean; none is negative, their sum is 1.
 
     A penalty of `PRIOR` / n times the squared distances from equal weights keeps
@@ -94,6 +94,8 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Args:
         probabilities: (M, n, C) of clips that the members did not train on.
         targets: (n,) class numbers.
+        families: (M,) names. Members of one family have equal weights: seeds of one recipe differ by chance, so weights
+            of their own would be chance too. None: each member is its own family.
 
     Returns:
         (M,) float64.
@@ -106,8 +108,9 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     >>> fit_weights(np.stack([right, wrong]), np.zeros(300, dtype=int)).round(2)
     array([1., 0.])
     """
-    members, n = len(probabilities), len(targets)
-    logs = _logarithms(probabilities)  # (M, n, C)
+    n, logs = len(targets), _logarithms(probabilities)  # (M, n, C)
+    names, which = np.unique(np.arange(len(logs)) if families is None else families, return_inverse=True)
+    logs = np.stack([logs[which == number].mean(axis=0) for number in range(len(names))])  # (families, n, C)
     of_truth = logs[:, np.arange(n), targets]  # (M, n)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -120,12 +123,15 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
         change = 2 * PRIOR * apart + 2 * SCALE_PRIOR * scale / max(weights.sum(), LEAST)
         return cross.mean() + penalty / n, (slope + change) / n
 
-    start = np.full(members, 1 / members)
-    weights = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 20)] * members).x
-    return weights / weights.sum() if weights.sum() > 0 else start
+    start = np.full(len(names), 1 / len(names))
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 20)] * len(names)).x
+    weights = weights / weights.sum() if weights.sum() > 0 else start
+    return (weights / np.bincount(which))[which]
 
 
-def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
+def stack(
+    probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray, families: np.ndarray | None = None
+) -> np.ndarray:
     """Weigh members with weights that were fitted on the other folds; return (n, C) weighted geometric means.
 
     A clip's label has no part in the weights that it is scored with. Where all
@@ -135,6 +141,7 @@ def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -
         probabilities: (M, n, C), each clip by members that did not train on it.
         targets: (n,) class numbers.
         fold_of: (n,) fold numbers.
+        families: (M,) names, as `fit_weights` takes them.
 
     >>> stack(np.full((2, 4, 2), 0.5), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])).shape
     (4, 2)
@@ -143,7 +150,7 @@ def stack(probabilities: np.ndarray, targets: np.ndarray, fold_of: np.ndarray) -
     for fold in np.unique(fold_of):
         others = fold_of != fold
         if others.any():
-            weights = fit_weights(probabilities[:, others], targets[others])
+            weights = fit_weights(probabilities[:, others], targets[others], families)
             combined[~others] = weighted(probabilities[:, ~others], weights)
     return combined
 

@@ -146,7 +146,7 @@ def class_scores(
 ) -> str:
     """Tabulate balanced accuracy and macro F1 of ensembles; "" where classes are about equal and accuracy leads.
 
-    Of several seeds each number is the mean.
+    Of several seeds each number is the mean; so are the ends of the intervals, which are then for a run of one seed.
 
     Args:
         variants: name -> variant, all of the same clips.
@@ -155,7 +155,7 @@ def class_scores(
         base: name of the variant that the others are compared with, "" for none.
     """
     first = next(iter(variants.values()))
-    if leading == "accuracy" and not measures.note(np.bincount(first.answers[0]), leading):
+    if leading == "accuracy" and not measures.note(np.bincount(first.answers[0], minlength=first.classes), leading):
         return ""
     groups = groups_of(first, group_of)
     drawn = Table()
@@ -167,16 +167,17 @@ def class_scores(
     for name, variant in variants.items():
         cells = []
         for measure in names:
-            of_seeds = variant.by_seed or (variant,)
-            score = intervals.average(
-                [measures.score(measure, one.answers[0], one.answers[1], one.classes, groups) for one in of_seeds]
-            )
-            beside = f"{score.low:.4f} to {score.high:.4f}"
+            of_seeds = [(one.answers[0], one.answers[1], one.classes) for one in variant.by_seed or (variant,)]
             if base:
+                value = float(np.mean([measures.value(measure, *of_seed) for of_seed in of_seeds]))
                 beside = _class_difference(measure, variant, variants[base], groups) if name != base else ""
-            cells += [f"{score.value:.4f}", beside]
+            else:
+                score = intervals.average([measures.score(measure, *of_seed, groups) for of_seed in of_seeds])
+                value, beside = score.value, f"{score.low:.4f} to {score.high:.4f}"
+            cells += [f"{value:.4f}", beside]
         drawn.add_row(Text(name), *cells)
-    return tables.render(drawn, "Scores that count classes alike")
+    several = "; of several seeds the mean, with the interval of one" if first.by_seed else ""
+    return tables.render(drawn, f"Ensembles by scores that count classes alike{several}")
 
 
 def _class_difference(measure: str, variant: Variant, base: Variant, groups: np.ndarray | None) -> str:
