@@ -39,6 +39,10 @@ def test_compose_all_gives_what_hydra_composes() -> None:
             validate_train(wrong)
         with pytest.raises(AudioMnistError, match="nonsense"):
             list(compose_all("train", [["nonsense=1", "fold=0"]]))
+        features = [[f"feature={name}", "feature.n_mels=64", "fold=0"] for name in ("mel", "gammatone")]
+        expected = r"a key that this job does not have: feature=gammatone .* by themselves"
+        with pytest.raises(AudioMnistError, match=expected):
+            list(compose_all("train", features))
 
 
 # --- jobs

@@ -98,7 +98,17 @@ def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictCo
                 OmegaConf.update(cfg, "fold", override.value())
             yield cfg
     except HydraException as error:
-        raise AudioMnistError(str(error)) from None
+        raise AudioMnistError(_explained(error, one_job)) from None
+
+
+def _explained(error: Exception, overrides: list[str]) -> str:
+    """Name the job whose config has no such key; Hydra would advise to add the key, which no part reads."""
+    text = str(error)
+    if not text.startswith("Could not override"):
+        return text
+    job = " ".join(map(without_password, overrides))
+    remedy = "correct its name. Where only some choices of the sweep have that key, sweep those by themselves"
+    return f"{text.splitlines()[0].rstrip('.')}, a key that this job does not have: {job}; {remedy}"
 
 
 class Planner:
