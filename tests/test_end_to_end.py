@@ -683,7 +683,7 @@ def test_sweep_over_variants_prints_paired_differences(variants: tuple[Path, str
 def test_ensemble_takes_seeds_and_any_number_of_features(
     tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Two seeds of one feature and one run each of three others: five rows that tell them apart, the mean of all."""
+    """Two seeds of one feature and one of three others: four rows, Mel with the weight of two, the mean of all."""
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     settings = ("data=folder", f"data.root={tones}", "folds.count=2", "trainer.accelerator=cpu", "trainer.max_epochs=2")
     small = ("feature.n_bins=40",)
@@ -701,8 +701,9 @@ def test_ensemble_takes_seeds_and_any_number_of_features(
     cfg = composed(f"run_ids=[{','.join(ids)}]", "combine=mean", "calibrate=none", uri, name="ensemble")
     ensemble(cfg, tmp_path)
     printed = capsys.readouterr().out
-    for label in ("Mel seed=0", "Mel seed=1", "PCEN", "Gammatone", "Spectrogram", "Ensemble"):
+    for label in ("Mel", "PCEN", "Gammatone", "Spectrogram", "Ensemble"):
         assert f"│ {label} " in printed, printed
+    assert "│ Mel         │  0.400 │" in printed and "│ PCEN        │  0.200 │" in printed
     written = pd.read_csv(tmp_path / "predictions.csv").set_index("clip_id")
     columns = ["p:high", "p:low", "p:mid"]
     logged = pd.concat(logged_predictions(tracker, run_id) for run_id in ids)

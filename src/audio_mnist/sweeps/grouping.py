@@ -75,19 +75,20 @@ def keeps_bits(settings: dict[str, Any]) -> bool:
     )
 
 
-def reasons_alone(settings: dict[str, Any]) -> list[str]:
+def reasons_alone(settings: dict[str, Any], *, asked: bool = False) -> list[str]:
     """Return what keeps a run from training together with others; [] where nothing does.
 
     Args:
         settings: the run's whole config.
+        asked: whether trainer.together=null means true: the command line names the launcher.
     """
     from audio_mnist.models import Model
     from audio_mnist.system import devices
 
     trainer, name = settings["trainer"], settings["model"]["name"]
-    asked = keeps_bits(settings) if trainer["together"] is None else trainer["together"]
+    together = (asked or keeps_bits(settings)) if trainer["together"] is None else trainer["together"]
     needs = {
-        "trainer.together=true": asked,
+        "trainer.together=true": together,
         "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
         f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
         "resume=true and a tracking store": settings["resume"] and settings["tracking"]["uri"] is not None,
@@ -134,7 +135,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
         _core.process_joblib_cfg(settings)
         jobs = [sweep.jobs[initial_job_idx + number].job for number in range(len(job_overrides))]
         keys = [job.key for job in jobs]  # variants may give one job twice: the second one waits for the first
-        reasons = [", ".join(reasons_alone(job.settings)) for job in jobs]
+        reasons = [", ".join(reasons_alone(job.settings, asked=tell)) for job in jobs]
         for feature, reason in dict.fromkeys((j.feature, r) for j, r in zip(jobs, reasons, strict=True) if r and tell):
             log.info("%s: not trained together: %s", feature, reason)
         alone = [

@@ -187,8 +187,7 @@ class TogetherLauncher(JoblibLauncher):
             return []
         load_modules(list(cfg.modules))
         settings = to_plain(cfg)
-        asked = settings | {"trainer": settings["trainer"] | {"together": True}}
-        return [] if grouping.keeps_bits(settings) or grouping.reasons_alone(asked) else [grouping.MODE]
+        return [] if grouping.keeps_bits(settings) or grouping.reasons_alone(settings, asked=True) else [grouping.MODE]
 
     def expect(self, sweep: "Sweep") -> None:
         super().expect(sweep)
