@@ -137,10 +137,12 @@ def test_learning_curve_command(tmp_path: Path) -> None:
         tmp_path,
         *("train.py", "experiment=learning_curve", "data=folder", f"data.root={root}"),
         *("data.settings.speaker_pattern='(?P<speaker>s.)_'", "feature=mel", "fold=0,1", "folds.count=2"),
-        *("subset=all,clips/2,speakers/2", "trainer.max_epochs=2", "trainer.batch_size=4", "-m"),
+        *("subset=all,clips/2,speakers/2", "trainer.max_epochs=2", "trainer.batch_size=4"),
+        *("score=macro_f1", "-m"),
     )
     assert done.returncode == 0, done.stderr
     assert "trained on" in done.stdout and "n = 48 recordings, the same for all" in done.stdout
+    assert "Ensembles by scores that count classes alike" in done.stdout
     assert done.stdout.count("Twice the clips would bring about") == 1
     assert done.stdout.count("Twice the speakers would bring about") == 1
     assert next(tmp_path.rglob("learning_curve.png")).stat().st_size > 10_000

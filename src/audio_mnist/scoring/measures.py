@@ -14,7 +14,6 @@ from audio_mnist.scoring import intervals
 from audio_mnist.scoring.intervals import LEVEL, Paired, Score
 
 MEASURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-OF_CLASSES = ("balanced_accuracy", "macro_f1")  # those that count classes alike
 UNEQUAL = 3.0  # the largest class has this many times the clips of the smallest: accuracy is mostly about the large
 
 

@@ -160,7 +160,7 @@ def class_scores(
     groups = groups_of(first, group_of)
     drawn = Table()
     drawn.add_column("")
-    names = sorted(measures.OF_CLASSES, key=lambda name: name != leading)
+    names = sorted((name for name in measures.MEASURES if name != "accuracy"), key=lambda name: name != leading)
     for measure in names:
         drawn.add_column(measures.MEASURES[measure], justify="right")
         drawn.add_column(f"minus {base}, points" if base else "95% interval", justify="right")
