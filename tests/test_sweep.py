@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from audio_mnist.errors import AudioMnistError, ConfigError
 from audio_mnist.schema import validate_train
+from audio_mnist.sweeps.compose import SharingLoader, compose_all
 from audio_mnist.sweeps.outcome import JobOutcome, Outcome
-from audio_mnist.sweeps.plan import PlannedJob, check_distinct, compose_all, groups_of
+from audio_mnist.sweeps.plan import PlannedJob, check_distinct, groups_of
 from audio_mnist.sweeps.summary import summary_text
 from audio_mnist.tracking.tracker import RunRecord
 from audio_mnist.training import job as jobs
@@ -43,6 +46,29 @@ def test_compose_all_gives_what_hydra_composes() -> None:
         expected = r"a key that this job does not have: feature=gammatone .* by themselves"
         with pytest.raises(AudioMnistError, match=expected):
             list(compose_all("train", features))
+
+
+def test_worker_shares_a_composition_and_gets_what_hydra_composes() -> None:
+    """With the overrides and the folder name of each job; one recipe is composed once for all its folds and seeds."""
+    jobs = [["feature=mel", f"fold={fold}", f"seed={seed}", "data.clip_s=2"] for fold in (0, 3) for seed in (0, 12)]
+    jobs += [["feature=mfcc", "fold=1", "seed=1", "data.clip_s=2"], ["feature=mel", "fold=first", "seed=1"]]
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        given = ["feature=mel,mfcc", "hydra.sweep.subdir=${hydra.job.override_dirname}"]
+        master = hydra.config_loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
+        composed: list[list[str]] = []
+
+        class Counted:  # Hydra's loader
+            def load_sweep_config(self, config: DictConfig, own: list[str]) -> DictConfig:
+                composed.append(own)
+                return hydra.config_loader.load_sweep_config(config, own)
+
+        for own in jobs:
+            cfg = SharingLoader(Counted()).load_sweep_config(master, own)
+            assert cfg == hydra.config_loader.load_sweep_config(master, own)
+            cfg.hydra.job.num = 7  # as Hydra does: the next job must not see it
+        assert composed == [jobs[0], jobs[4], jobs[5]]
 
 
 # --- jobs

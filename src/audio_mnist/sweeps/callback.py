@@ -20,6 +20,7 @@ from audio_mnist.config import fingerprint
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.sweeps import (
     cluster,  # noqa: F401 # its launchers register themselves
+    compose,
     view,
 )
 from audio_mnist.sweeps.launchers import Launcher, launcher_of
@@ -151,6 +152,7 @@ def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
     sweep.write()
     _report(sweep)
     launcher.expect(sweep)
+    compose.do_not_repeat()
     if settings[0]["trainer"]["progress_bar"] is not False:
         sweep.view = _view(sweep)
     return sweep

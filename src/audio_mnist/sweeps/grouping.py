@@ -3,12 +3,14 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import open_dict
 
 from audio_mnist.sweeps import state, view, workers
+from audio_mnist.sweeps.compose import SharingLoader
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -180,8 +182,9 @@ def run_group(
             if os.environ.get(view.VARIABLE):
                 view.leave_terminal()
         _train(jobs, hydra_context, config)
+    context = replace(hydra_context, config_loader=SharingLoader(hydra_context.config_loader))
     return [
-        (number, execute_job(number, overrides, hydra_context, config, task_function, singletons))
+        (number, execute_job(number, overrides, context, config, task_function, singletons))
         for number, overrides in jobs
     ]
 

@@ -1,7 +1,6 @@
 """The runs of a sweep before they start: their overrides, their configs, their jobs, all checked."""
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,6 +11,7 @@ from audio_mnist.data.folds import Folds, cut_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.schema import validate_train
+from audio_mnist.sweeps.compose import compose_all
 from audio_mnist.tracking.uri import without_password
 from audio_mnist.training import job as jobs
 from audio_mnist.training.job import Job
@@ -71,44 +71,6 @@ def overrides_of(config: DictConfig) -> list[list[str]]:
     fixed = config.hydra.sweeper.get("params") or {}
     given = [f"{key}={value}" for key, value in fixed.items()] + given_overrides(config)
     return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
-
-
-def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictConfig]:
-    """Compose the configs of all jobs.
-
-    Composing takes a tenth of a second, so jobs that differ only in the fold
-    share it.
-
-    Raises:
-        AudioMnistError: Hydra cannot compose one of them.
-    """
-    from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    try:
-        for one_job in overrides:
-            folds = [override for override in one_job if override.startswith("fold=")]
-            others = tuple(override for override in one_job if override not in folds)
-            if others not in composed:
-                composed[others] = compose(config_name, list(others))
-            cfg = copy.deepcopy(composed[others])
-            for override in OverridesParser.create().parse_overrides(folds):
-                OmegaConf.update(cfg, "fold", override.value())
-            yield cfg
-    except HydraException as error:
-        raise AudioMnistError(_explained(error, one_job)) from None
-
-
-def _explained(error: Exception, overrides: list[str]) -> str:
-    """Name the job whose config has no such key; Hydra would advise to add the key, which no part reads."""
-    text = str(error)
-    if not text.startswith("Could not override"):
-        return text
-    job = " ".join(map(without_password, overrides))
-    remedy = "correct its name. Where only some choices of the sweep have that key, sweep those by themselves"
-    return f"{text.splitlines()[0].rstrip('.')}, a key that this job does not have: {job}; {remedy}"
 
 
 class Planner:
