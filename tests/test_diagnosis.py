@@ -65,17 +65,24 @@ def test_tables_by_speaker_and_duration(corpus: PreparedCorpus) -> None:
         assert row["low"] <= row["accuracy"] <= row["high"]
     assert by_speaker["clips"].sum() == found["by duration (s)"]["clips"].sum() == 24
     assert 2 <= len(found["by duration (s)"]) <= 5
+    corpus.manifest["source"] = ["garden", "street"] * 12
+    grouped = errors_page.tables(corpus, given, ["speaker", "source", "room"])
+    assert list(grouped) == ["by class", "by speaker", "by source", "by duration (s)"]
+    assert grouped["by source"]["source"].tolist() == ["garden", "street"]
 
 
 def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: PreparedCorpus, tmp_path: Path) -> None:
     """One player and one picture a feature for each error; names are escaped; the csv files are there."""
     configs = {name: to_plain(composed("data=folder", "data.root=x", f"feature={name}")) for name in ("mel", "mfcc")}
     configs["mel again"] = configs["mel"]
+    corpus.manifest["source"] = "garden"
+    configs["mel"]["folds"]["group"] = "source"
     paths = errors_page.write(tmp_path, corpus, [answers(corpus, [2, 7, 20])], configs, "tones <b>& more</b>")
     assert [path.name for path in paths] == [
         "errors.html",
         "by_class.csv",
         "by_speaker.csv",
+        "by_source.csv",
         "by_duration.csv",
         *LISTED,
     ]
@@ -98,7 +105,7 @@ def test_page_shows_the_worst_first_and_not_too_many(corpus: PreparedCorpus, mon
     given = answers(corpus, [2, 7, 20])
     truth = corpus.targets()
     given.joint[7, truth[7]], given.joint[20, truth[20]] = 0.01, 0.05
-    text = errors_page.page(corpus, [given], {}, "tones")
+    text = errors_page.page(corpus, [given], {}, "tones", ["speaker"])
     sections = text[text.index("<section>") :]
     shown = [sections.find(html.escape(corpus.manifest["clip_id"][row])) for row in (7, 20, 2)]
     assert 0 < shown[0] < shown[1] and shown[2] == -1

@@ -133,6 +133,21 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchaudio.pipelines.Wav2Vec2Bundle, "get_model", get_model)
 
 
+def test_bundle_that_normalises_waveforms_does_so_for_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchaudio's wrapper does for one clip; for several it would mix their levels."""
+    torch.manual_seed(0)
+    model = torchaudio.models.wav2vec2_base().eval()
+    wrapped = torchaudio.pipelines._wav2vec2.utils._Wav2Vec2Model(model, True, False, False)
+    monkeypatch.setattr(torchaudio.pipelines.Wav2Vec2Bundle, "get_model", lambda _: wrapped)
+    settings = {"name": "torchaudio_bundle", "bundle": "WAV2VEC2_LARGE_LV60K", "layer": 2, "speeds": [1.0]}
+    encoder = features.build(settings | {"least_s": 1.0}, 16_000)
+    clips = torch.randn(2, 1, 16_000) * torch.tensor([1.0, 0.01]).view(2, 1, 1) + 0.1  # an offset too
+    with torch.no_grad():
+        for clip, found in zip(clips, encoder(clips), strict=True):
+            expected = wrapped.extract_features(clip, num_layers=2)[0][-1][0]  # (N, F)
+            torch.testing.assert_close(found[0].T, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_torchaudio_bundle_names_the_bundles_and_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     _offline(monkeypatch)
     settings = {"name": "torchaudio_bundle", "speeds": [1.0], "least_s": 1.0}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,17 @@ def test_class_weights_count_classes_alike(tone_config: Callable[..., DictConfig
     np.testing.assert_allclose(weights.numpy() * counts, (weights.numpy() * counts)[0], rtol=1e-6)
     assert float((weights * torch.from_numpy(counts)).sum() / counts.sum()) == pytest.approx(1)
     assert build(plan(tone_config()), alone=True).classifier._weights is None
+
+
+@pytest.mark.parametrize("given", ["class_weights=balanced", "sampling=balanced"])
+def test_a_net_that_learns_in_one_pass_counts_classes_alike(given: str, tone_config: Callable[..., DictConfig]) -> None:
+    """Both settings reach the support vector machine."""
+    asked: list[bool] = []
+    parts = build(plan(tone_config("model=svm", given)), alone=True)
+    parts.classifier.net.fit = lambda *_, weighted: asked.append(weighted)  # type: ignore[method-assign]
+    parts.classifier.trainer = SimpleNamespace(datamodule=parts.data)  # type: ignore[assignment]
+    parts.classifier.on_train_start()
+    assert asked == [True]
 
 
 def test_the_leading_score_is_no_part_of_a_recipe(tone_config: Callable[..., DictConfig]) -> None:

@@ -56,15 +56,17 @@ def test_unreadable_recordings_are_named_at_the_end(
     audio.mkdir()
     (audio / "a.wav").write_bytes(b"RIFF nothing")
     (audio / "b.flac").write_bytes(b"")
+    for number in range(7):
+        (audio / f"e{number}.wav").write_bytes(b"")
     samples, rate = soundfile.read(trained.test[0])
     soundfile.write(audio / "c.wav", np.stack([samples, samples], axis=1), rate)
     soundfile.write(audio / "d.wav", samples, 11_025)
     (audio / "notes.txt").write_text("no recording")
     with caplog.at_level("INFO"):
-        assert predict(trained.config(audio, tmp_path / "out.csv")) == 2
+        assert predict(trained.config(audio, tmp_path / "out.csv")) == 9
     assert [Path(path).name for path in table(tmp_path / "out.csv")["path"]] == ["c.wav", "d.wav"]
-    assert "2 recordings could not be read" in caplog.text
-    assert "a.wav: not a recording" in caplog.text and "b.flac: the file is empty" in caplog.text
+    assert "9 recordings could not be read" in caplog.text and "a.wav: not a recording" in caplog.text
+    assert "  8 recordings: the file is empty" in caplog.text and "    and 3 more" in caplog.text
 
 
 def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

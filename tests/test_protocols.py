@@ -1,6 +1,7 @@
 """Published protocols: fold, val and group columns; the layouts of public corpora; and what each run says of them."""
 
 import csv
+import itertools
 import tarfile
 from pathlib import Path
 
@@ -100,10 +101,11 @@ def test_a_named_validation_split_chooses_the_epoch_or_trains_and_is_never_score
 
 
 def test_validation_clips_of_a_scored_speaker_neither_train_nor_choose() -> None:
-    clips = table(split=["val"] * 4 + ["train"] * 8, speaker=["a", "b", "c", "d"] * 3)
+    speakers, labels = ["a", "e", "e", "e"] + ["a", "b", "c", "d"] * 2, ["a", "b"] * 2 + ["a"] * 4 + ["b"] * 4
+    clips = table(split=["val"] * 4 + ["train"] * 8, speaker=speakers, label=labels)
     folds = assign_folds(clips, count=2, group="speaker", seed=0)
-    for selection in ("last", "inner"):
-        split = split_clips(clips, folds, fold=0, selection=selection)
+    for fold, selection in itertools.product((0, 1), ("last", "inner")):
+        split = split_clips(clips, folds, fold=fold, selection=selection)
         scored = set(clips["speaker"].iloc[split.fold])
         assert not scored & set(clips["speaker"].iloc[[*split.train, *split.selection]])
 
@@ -132,6 +134,28 @@ def test_inner_selection_on_a_named_validation_split_shares_no_group_with_traini
         split_clips(one, folds, fold=fold, selection="inner")
 
 
+def test_inner_selection_needs_training_clips_beside_the_validation_split() -> None:
+    """Every speaker in both: no clip of a class would be left to train."""
+    clips = table(split=["val"] * 4 + ["train"] * 8, speaker=["p", "q", "r", "s"] * 3)
+    folds = assign_folds(clips, count=2, group="speaker", seed=0)
+    expected = (
+        r"every training clip of class '[ab]' has a speaker that the validation split has too\. Set selection=last"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        split_clips(clips, folds, fold=0, selection="inner")
+    assert len(split_clips(clips, folds, fold=0, selection="last").train) == 6
+
+
+def test_messages_name_the_unit_that_groups_clips() -> None:
+    alone = table(label=["a"] * 6 + ["b"] * 6, source=["p"] * 6 + ["q"] * 6)
+    with pytest.raises(DataError, match=r"add clips of other sources, or set folds\.group=none"):
+        assign_folds(alone, count=2, group="source", seed=0)
+    with pytest.raises(DataError, match="scored; add clips to other folds"):
+        assign_folds(table(label=["a"] * 6 + ["b"] * 6, fold=["x"] * 6 + ["y"] * 6), **GIVEN)
+    with pytest.raises(ConfigError, match=r"has none \(recording is a name that the framework uses; rename"):
+        assign_folds(table(), count=2, group="recording", seed=0)
+
+
 def test_a_published_fold_of_copies_alone_is_no_fold() -> None:
     recordings = [f"{i:02d}" for i in range(12)]
     for copy, original in ((2, 0), (3, 1), (8, 6), (9, 7)):  # all of fold y
@@ -143,6 +167,11 @@ def test_a_published_fold_of_copies_alone_is_no_fold() -> None:
 def test_unused_columns_are_named_with_what_may_have_been_meant() -> None:
     names = assign_folds(table(speakers=["a"] * 12), **GIVEN).notes
     assert "unused column speakers; did you mean speaker?" in names
+    both = assign_folds(table(speakers=["a"] * 12, take=["a"] * 12), **GIVEN).notes
+    assert [note.partition(";")[0] for note in both if "unused" in note] == [
+        "unused column speakers",
+        "unused columns: take",
+    ]
     others = assign_folds(table(take=["a"] * 12, target=["b"] * 12), **GIVEN).notes
     assert "unused columns: take, target; folds.group=COLUMN keeps the clips of one value together" in others
     assert not any("unused" in note for note in assign_folds(table(fold=FOLDS), **GIVEN).notes)

@@ -126,6 +126,10 @@ def test_build_store_counts_copies_and_refuses_two_labels(tmp_path: Path, caplog
     table.loc[1, "label"] = "b"
     with pytest.raises(DataError, match=r"different labels: .*a\.wav \(a\), .*b\.wav \(b\)"):
         build(table, tmp_path / "cache")
+    many = manifest_of(*(write(tmp_path / f"{n:02d}.wav", noise()) for n in range(14)))
+    many.loc[13, "label"] = "b"
+    with pytest.raises(DataError, match=r"/00\.wav \(a\), \S*/13\.wav \(b\), .* and 4 more; correct them"):
+        build(many, tmp_path / "cache")
 
 
 def test_build_store_is_reused_until_a_file_or_setting_changes(tmp_path: Path) -> None:

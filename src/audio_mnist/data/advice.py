@@ -4,6 +4,7 @@ import numpy as np
 from scipy.signal import welch
 
 from audio_mnist.data.prepare import PreparedCorpus
+from audio_mnist.errors import listed
 from audio_mnist.scoring.intervals import FEW
 from audio_mnist.scoring.measures import UNEQUAL
 
@@ -14,7 +15,6 @@ _HIGH_HZ = 24_000  # rates above it reach far beyond speech
 _SPECTRUM = 1024  # samples
 _FRAME_S = 0.02
 _MUCH_SILENCE = 0.4
-_SHOWN = 5
 
 
 def advice(corpus: PreparedCorpus) -> list[str]:
@@ -87,6 +87,5 @@ def _on_copies(corpus: PreparedCorpus) -> str:
     later = corpus.manifest[corpus.manifest["recording"] != corpus.manifest["clip_id"]]
     if later.empty:
         return ""
-    named = [f"{row.clip_id} (of {row.recording})" for row in later.iloc[:_SHOWN].itertuples()]
-    more = f" and {len(later) - _SHOWN} more" if len(later) > _SHOWN else ""
-    return f"copies of other clips, scored once: {', '.join(named)}{more}"
+    named = listed(f"{row.clip_id} (of {row.recording})" for row in later.itertuples())
+    return f"copies of other clips, scored once: {named}"

@@ -27,15 +27,14 @@ from audio_mnist.data import formats
 from audio_mnist.data.copies import first_copies
 from audio_mnist.data.decode import Limits, Written, digest, read_header, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
-from audio_mnist.errors import DataError
+from audio_mnist.errors import DataError, by_cause, listed
 from audio_mnist.system import processes
 
 log = logging.getLogger(__name__)
 VERSION = 2  # raise it whenever the stored samples would differ
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
-_SHOWN = 10  # most causes, or copies, that a message lists
-_OF_A_CAUSE = 5  # most clips of one cause that it lists
+_SHOWN = 10  # most copies that a message lists
 _CHEAP_BYTES = 2**26  # a store of this size is checked whole
 _CHECKED = 64  # clips that are checked of a larger one
 
@@ -118,33 +117,16 @@ def _usable(manifest: pd.DataFrame, reasons: np.ndarray, on_bad_clip: str) -> np
     """Return the rows of usable clips; name the others."""
     bad, good = np.flatnonzero(reasons != ""), np.flatnonzero(reasons == "")
     if len(bad):
-        listed = _by_cause(manifest["path"].to_numpy()[bad], reasons[bad])
+        causes = by_cause(dict(zip(manifest["path"].to_numpy()[bad], reasons[bad], strict=True)), "clips")
         if on_bad_clip == "error":
             raise DataError(
-                f"{len(bad)} of {len(manifest)} clips cannot be used:\n{listed}\n"
+                f"{len(bad)} of {len(manifest)} clips cannot be used:\n{causes}\n"
                 "repair or remove them, or leave them out with data.on_bad_clip=skip"
             )
-        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), listed)
+        log.warning("left out %d of %d clips (data.on_bad_clip=skip):\n%s", len(bad), len(manifest), causes)
     if len(good) == 0:
         raise DataError(f"none of the {len(manifest)} clips can be used")
     return good
-
-
-def _by_cause(paths: np.ndarray, reasons: np.ndarray) -> str:
-    """List unusable clips, those of one cause together, the most frequent cause first."""
-    causes: dict[str, list[str]] = {}
-    for path, reason in zip(paths, reasons, strict=True):
-        causes.setdefault(reason, []).append(path)
-    lines = []
-    for reason, same in sorted(causes.items(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
-        if len(same) == 1:
-            lines.append(f"  {same[0]}: {reason}")
-            continue
-        lines.append(f"  {len(same)} clips: {reason}")
-        lines += [f"    {path}" for path in same[:_OF_A_CAUSE]]
-        lines += [f"    and {len(same) - _OF_A_CAUSE} more"] if len(same) > _OF_A_CAUSE else []
-    hidden = len(causes) - _SHOWN
-    return "\n".join(lines + ([f"  and {hidden} more causes"] if hidden > 0 else []))
 
 
 def _build(manifest: pd.DataFrame, sample_rate_hz: int | None, limits: Limits, on_bad_clip: str, folder: Path) -> None:
@@ -289,19 +271,20 @@ def _check_copies(manifest: pd.DataFrame) -> None:
     labelled = copies[copies["label"] != ""]
     for _, same in labelled.groupby("recording", sort=False):
         if same["label"].nunique() > 1:
-            listed = ", ".join(f"{row.path} ({row.label})" for row in same.itertuples())
+            one_of_each = ~same["label"].duplicated()
+            rows = pd.concat([same[one_of_each], same[~one_of_each]]).itertuples()
+            which = listed((f"{row.path} ({row.label})" for row in rows), _SHOWN)
             if same["content"].nunique() == 1:
                 raise DataError(
-                    f"byte-identical clips have different labels: {listed}; correct them or remove the clips"
+                    f"byte-identical clips have different labels: {which}; correct them or remove the clips"
                 )
             raise DataError(
-                f"clips that are one recording in several forms have different labels: {listed}; correct the labels or "
+                f"clips that are one recording in several forms have different labels: {which}; correct the labels or "
                 "remove the clips. Where they are different recordings, set data.copies=samples"
             )
     later = copies[copies["recording"].duplicated()]
     shown = [f"{row.clip_id} of {row.recording}" for row in later.itertuples()]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     log.warning(
-        "%d clips are copies of others (%s%s); copies stay on one side of every split and are scored once",
-        *(len(shown), ", ".join(shown[:_SHOWN]), more),
+        "%d clips are copies of others (%s); copies stay on one side of every split and are scored once",
+        *(len(shown), listed(shown, _SHOWN)),
     )

@@ -92,20 +92,22 @@ def joined_groups(speakers: np.ndarray, recordings: np.ndarray) -> np.ndarray:
     return connected_components(edges, directed=False)[1][speaker]
 
 
-def check_classes(table: pd.DataFrame, dealt: np.ndarray, count: int) -> None:
+def check_classes(table: pd.DataFrame, dealt: np.ndarray, count: int, unit: str) -> None:
     """Check that no class lies in one fold.
 
     Args:
         table: clips with a column label.
         dealt: (rows,) fold numbers.
         count: number of folds.
+        unit: the column that groups clips, "" for none.
 
     Raises:
         DataError: a class does.
     """
+    remedy = f"add clips of other {unit}s, or set folds.group=none" if unit else "add clips to other folds"
     for label, part in pd.Series(dealt).groupby(table["label"].to_numpy()):
         if part.nunique() == 1:
             raise DataError(
                 f"every clip of class {label!r} falls in fold {part.iloc[0]} of {count}, so it cannot be learnt "
-                "when that fold is scored; add clips of other speakers, or set folds.group=none"
+                f"when that fold is scored; {remedy}"
             )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from audio_mnist.errors import listed
+
 COLUMNS = {"clip_id", "path", "label", "speaker", "split", "fold", "content", "duration_s", "recording"}  # all used
 _OPTIONAL = ("speaker", "split", "fold", "label", "path")  # those of a person's table
 _SHOWN = 5  # most names that a note lists
@@ -23,10 +25,11 @@ def on_columns(table: pd.DataFrame, unit: str) -> list[str]:
     if not unused:
         return []
     meant = {name: difflib.get_close_matches(name.lower(), _OPTIONAL, 1, 0.75) for name in unused}
-    guesses = [f"{name}; did you mean {close[0]}?" for name, close in meant.items() if close]
-    if guesses:
-        return [f"unused column {guess}" for guess in guesses]
-    return [f"unused columns: {_listed(unused)}; folds.group=COLUMN keeps the clips of one value together"]
+    notes = [f"unused column {name}; did you mean {close[0]}?" for name, close in meant.items() if close]
+    others = [name for name, close in meant.items() if not close]
+    if others:
+        notes.append(f"unused columns: {listed(others)}; folds.group=COLUMN keeps the clips of one value together")
+    return notes
 
 
 def on_groups(table: pd.DataFrame, is_test: np.ndarray, unit: str) -> list[str]:
@@ -74,7 +77,7 @@ def on_copies(copies: pd.DataFrame, originals: pd.DataFrame, *, what: str) -> li
     firsts = originals.drop_duplicates("recording")
     first = dict(zip(firsts["recording"], firsts["clip_id"], strict=True))
     named = [f"{row.clip_id} (of {first[row.recording]})" for row in copies.itertuples()]
-    return [f"{len(named)} {what} and were left out: {_listed(named)}"]
+    return [f"{len(named)} {what} and were left out: {listed(named)}"]
 
 
 def on_sizes(numbers: np.ndarray, count: int) -> list[str]:
@@ -103,7 +106,3 @@ def on_speakers(table: pd.DataFrame, dealt: pd.DataFrame) -> list[str]:
     if dealt["speaker"].nunique() > 1:
         return ["folds share speakers (folds.group=none): scores hold for these speakers, not for new ones"]
     return []
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -102,7 +102,7 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int, s
     else:
         numbers = deal(dealt, count=count, unit=unit, seed=seed)
     fold_of[rows[excluded]] = EXCLUDED
-    check_classes(dealt, numbers, count)
+    check_classes(dealt, numbers, count, unit)
     fold_of[dealt.index.to_numpy()] = numbers
     scored = _scored(table[~excluded & ~is_val], len(manifest))
     if not unit:
@@ -148,7 +148,9 @@ def _group_column(table: pd.DataFrame, group: str) -> str:
     choices = [str(name) for name in table if name == "speaker" or name not in fold_notes.COLUMNS]
     if column not in choices:
         named_ones = [name for name in choices if (table[name] != "").any()] or ["none"]
-        raise ConfigError(f"folds.group={group}: choose none, auto or a column; the corpus has {', '.join(named_ones)}")
+        taken = f" ({group} is a name that the framework uses; rename your column)" if group in table else ""
+        known = ", ".join(named_ones)
+        raise ConfigError(f"folds.group={group}: choose none, auto or a column; the corpus has {known}{taken}")
     named = int((table[column] != "").sum())
     if group == "auto":
         if 0 < named < len(table):

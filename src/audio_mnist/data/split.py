@@ -46,7 +46,7 @@ def split_clips(
             larger N is part of that of a smaller one.
 
     Raises:
-        ConfigError: there is no such fold or selection, or the subset lacks speakers or a class.
+        ConfigError: there is no such fold or selection, or the training clips lack speakers or a class.
     """
     if not 0 <= fold < folds.count:
         raise ConfigError(f"fold={fold} does not exist: folds.count={folds.count}, so fold is 0 to {folds.count - 1}")
@@ -57,7 +57,7 @@ def split_clips(
     if selection != "inner":
         train = np.sort(np.concatenate([train, named]))
     elif folds.groups is not None:
-        train = train[~np.isin(folds.groups[train], folds.groups[named])]
+        train = _without_groups(manifest, train, named, folds)
     if subset != ALL:
         train = _subset(manifest.iloc[train], subset, folds.seed)
     chosen = np.empty(0, dtype=np.int64)
@@ -82,6 +82,19 @@ def _validation(folds: Folds, fold: int) -> np.ndarray:
             "give the split other clips, or leave it out"
         )
     return others
+
+
+def _without_groups(manifest: pd.DataFrame, train: np.ndarray, named: np.ndarray, folds: Folds) -> np.ndarray:
+    """Return the training rows that share no group with the validation split."""
+    assert folds.groups is not None
+    kept = train[~np.isin(folds.groups[train], folds.groups[named])]
+    lost = set(manifest["label"].iloc[train]) - set(manifest["label"].iloc[kept])
+    if lost:
+        raise ConfigError(
+            f"selection=inner: every training clip of class {min(lost)!r} has a {folds.unit} that the validation split "
+            f"has too. Set selection=last, or give that split {folds.unit}s that do not train"
+        )
+    return kept
 
 
 def _subset(train: pd.DataFrame, subset: str, seed: int) -> np.ndarray:
@@ -123,7 +136,7 @@ def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.
             )
     try:
         numbers = deal(table, count=parts, unit=unit, seed=folds.seed)
-        check_classes(table, numbers, parts)
+        check_classes(table, numbers, parts, unit)
     except (ConfigError, DataError) as error:
         raise ConfigError(f"selection=inner cannot set apart 1/{parts} of the training clips: {error}") from None
     return np.sort(table.index.to_numpy()[numbers == 0])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audio_mnist.errors import RunError
+from audio_mnist.errors import RunError, by_cause
 from audio_mnist.inference.load import config_of
 from audio_mnist.tracking.run import list_of
 from audio_mnist.tracking.tracker import RunRecord, Tracker
@@ -51,8 +51,7 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
             first = first or run
             by_config[run.tags["config_fingerprint"]] = run.id
     if refused:
-        lines = [f"  {run_id}: {reason}" for run_id, reason in refused.items()]
-        raise RunError(f"{len(refused)} of the runs cannot join the ensemble:\n" + "\n".join(lines))
+        raise RunError(f"{len(refused)} of the runs cannot join the ensemble:\n{by_cause(refused, 'runs')}")
     members = []
     for run in runs:
         config = config_of(tracker, run.id)

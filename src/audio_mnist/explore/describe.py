@@ -16,12 +16,11 @@ from audio_mnist.data import fold_notes
 from audio_mnist.data.advice import advice
 from audio_mnist.data.decode import read_header
 from audio_mnist.data.prepare import PreparedCorpus
-from audio_mnist.errors import ConfigError
+from audio_mnist.errors import ConfigError, listed
 from audio_mnist.report import plots, tables
 
 FULL_SCALE = 0.999  # a sample at or above it is clipped; three in a row make a clipped clip
 QUIET_DB = -50.0  # peak below full scale of a nearly silent clip
-_SHOWN = 5  # most ids of clips that are listed
 
 
 def describe(corpus: PreparedCorpus) -> pd.DataFrame:
@@ -73,8 +72,7 @@ def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") ->
     for key, what in (("quiet", "quiet"), ("clipped", "clipped")):
         ids = table["clip_id"][table[key]].tolist()
         if ids:
-            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-            text += f"{what}: {', '.join(ids[:_SHOWN])}{more}\n"
+            text += f"{what}: {listed(ids)}\n"
     text += "".join(f"note: {line}\n" for line in fold_notes.on_columns(corpus.manifest, group))
     text += "".join(f"advice: {line}\n" for line in advice(corpus))
     if corpus.left_out:
@@ -142,9 +140,9 @@ def _shown_clips(corpus: PreparedCorpus, table: pd.DataFrame, settings: dict[str
     if label is None:
         names = corpus.class_names[: settings["examples"]]
         chosen = [int(rng.choice(np.flatnonzero((labels == name) & is_train))) for name in names]
-        return np.array(chosen), "One clip of each class" if len(names) == len(
-            corpus.class_names
-        ) else "One clip a class"
+        all_of_them = len(names) == len(corpus.class_names)
+        which = "each class" if all_of_them else f"each of the first {len(names)} of {len(corpus.class_names)} classes"
+        return np.array(chosen), f"One clip of {which}"
     of_class = np.flatnonzero((labels == label) & is_train)
     if not len(of_class):
         raise ConfigError(f"label={label}: no training clip has it; the corpus has {', '.join(corpus.class_names)}")

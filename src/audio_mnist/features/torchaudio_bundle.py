@@ -26,7 +26,8 @@ class TorchaudioBundle(Encoder):
     Raises:
         ConfigError: there is no such bundle or layer, or its weights cannot be loaded.
 
-    Source: Baevski et al., "wav2vec 2.0", 2020, and the models that followed it, by `torchaudio.pipelines`.
+    Source: Baevski et al., "wav2vec 2.0", 2020, and the models that followed it, by `torchaudio.pipelines`. Deviation:
+    where a bundle normalises waveforms, each clip is normalised by itself.
 
     >>> TorchaudioBundle(8000, bundle="none", layer=6, speeds=[1.0], least_s=1.0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -47,7 +48,9 @@ class TorchaudioBundle(Encoder):
             self.model = found.get_model().eval().requires_grad_(False)
         except (OSError, RuntimeError) as error:  # no connection; a download that was cut short
             raise ConfigError(f"feature.bundle={bundle}: its weights cannot be loaded ({error})") from None
-        self.model = getattr(self.model, "model", self.model)  # some are wrapped to normalise the waveform
+        # some are wrapped to normalise waveforms, all clips of a batch together
+        self.normalizes = bool(getattr(self.model, "normalize_waveform", False))
+        self.model = getattr(self.model, "model", self.model)
         layers = len(self.model.encoder.transformer.layers)
         require(1 <= layer <= layers, "feature.layer", layer, f"1 to {layers}")
         self.layer = layer
@@ -58,4 +61,6 @@ class TorchaudioBundle(Encoder):
         return torch.cat([self._encode(part) for part in waveform.split(_AT_A_TIME)])
 
     def _encode(self, waveform: Tensor) -> Tensor:
+        if self.normalizes:
+            waveform = torch.nn.functional.layer_norm(waveform, waveform.shape[-1:])
         return self.model.extract_features(waveform, num_layers=self.layer)[0][-1]  # (B, N, F)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from audio_mnist.config import load_modules
 from audio_mnist.data.tables import cell
-from audio_mnist.errors import DataError
+from audio_mnist.errors import DataError, by_cause
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predictor import Predictor
 from audio_mnist.inference.recordings import Cut, batches, find_audio, windows
@@ -192,6 +192,7 @@ def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_sh
             *(cut_short, predictor.window_s, predictor.window_s),
         )
     if unreadable:
-        lines = "\n".join(f"  {path}: {reason}" for path, reason in unreadable.items())
-        lines = lines.encode(errors="backslashreplace").decode()  # names that are not UTF-8
+        lines = (
+            by_cause(unreadable, "recordings").encode(errors="backslashreplace").decode()
+        )  # names that are not UTF-8
         log.warning("%d recordings could not be read:\n%s", len(unreadable), lines)

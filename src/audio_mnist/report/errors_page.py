@@ -1,9 +1,9 @@
-"""An ensemble's errors: tables by class, speaker and duration, and one page to hear and see them."""
+"""An ensemble's errors: tables by class, group and duration, and one page to hear and see them."""
 
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -88,14 +88,14 @@ def duration_bins(seconds: np.ndarray) -> np.ndarray:
     return np.asarray(pd.qcut(pd.Series(seconds), 5, duplicates="drop", precision=2))
 
 
-def tables(corpus: PreparedCorpus, answers: Answers) -> dict[str, pd.DataFrame]:
-    """Return heading -> table; by speaker only where speakers are known."""
+def tables(corpus: PreparedCorpus, answers: Answers, groups: Iterable[str] = ("speaker",)) -> dict[str, pd.DataFrame]:
+    """Return heading -> table; by a column of `groups` only where the corpus has values in it."""
     truth, predicted = corpus.targets()[answers.rows], answers.joint.argmax(axis=1)
     clips = corpus.manifest.iloc[answers.rows]
     found = {"by class": per_class(truth, predicted, corpus.class_names)}
-    speakers = clips["speaker"].to_numpy()
-    if (speakers != "").any():
-        found["by speaker"] = by_group(truth == predicted, speakers, "speaker")
+    for name in groups:
+        if name in clips and (clips[name] != "").any():
+            found[f"by {name}"] = by_group(truth == predicted, clips[name].to_numpy(), name)
     found["by duration (s)"] = by_group(truth == predicted, duration_bins(clips["duration_s"].to_numpy()), "duration")
     return found
 
@@ -128,14 +128,14 @@ def write(
         folder: target folder.
         corpus: corpus of the clips.
         sections: sections of the page, such as out of fold and the test split.
-        configs: label -> a member's whole config; its feature is drawn.
+        configs: label -> a member's whole config; its feature is drawn, and its groups have a table.
         title: title of the page.
     """
     paths = [folder / "errors.html"]
-    paths[0].write_text(
-        page(corpus, sections, front_ends(configs, corpus.store.sample_rate_hz), title), encoding="utf-8"
-    )
-    for heading, table in tables(corpus, sections[0]).items():
+    groups = list(dict.fromkeys(["speaker", *(config["folds"]["group"] for config in configs.values())]))
+    fronts = front_ends(configs, corpus.store.sample_rate_hz)
+    paths[0].write_text(page(corpus, sections, fronts, title, groups), encoding="utf-8")
+    for heading, table in tables(corpus, sections[0], groups).items():
         paths.append(folder / (heading.split(" (")[0].replace(" ", "_") + ".csv"))
         safe(table.astype({table.columns[0]: str})).to_csv(paths[-1], index=False, float_format="%.6g")
     paths.append(folder / "label_errors.csv")
@@ -143,7 +143,9 @@ def write(
     return paths
 
 
-def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, FrontEnd], title: str) -> str:
+def page(
+    corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, FrontEnd], title: str, groups: Sequence[str]
+) -> str:
     """Make one self-contained HTML page: the tables, and each wrong clip with its sound and features.
 
     Args:
@@ -151,6 +153,7 @@ def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, F
         sections: sections of the page, such as out of fold and the test split.
         fronts: name -> front end whose feature is drawn.
         title: title of the page.
+        groups: columns that each have a table.
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for answers in sections:
@@ -159,7 +162,7 @@ def page(corpus: PreparedCorpus, sections: list[Answers], fronts: Mapping[str, F
         worst = wrong[np.argsort(answers.joint[wrong, truth[wrong]], kind="stable")]
         parts.append(f"<h2>{html.escape(answers.title)}: {len(wrong)} of {len(truth)} clips wrong</h2>")
         parts.append("<div class='tables'>")
-        for heading, table in tables(corpus, answers).items():
+        for heading, table in tables(corpus, answers, groups).items():
             shown = table.to_html(index=False, border=0, float_format="{:.4f}".format, escape=True)
             parts.append(
                 f"<details{' open' if heading == 'by class' else ''}><summary>{heading}</summary>{shown}</details>"

@@ -87,7 +87,7 @@ class Classifier(LightningModule):
         if self.net.closed_form:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             with torch.no_grad():
-                self.net.fit(data.training_set(self.device), weighted=self._weights is not None)
+                self.net.fit(data.training_set(self.device), weighted=self._weights is not None or data.balanced)
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if self._capture_next:

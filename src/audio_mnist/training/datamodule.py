@@ -96,7 +96,7 @@ class ClipDataModule(LightningDataModule):
         self._targets, self._groups = corpus.targets(), groups
         self._store, self._length = corpus.store, corpus.clip_samples
         self._split, self._front_end = split, front_end
-        self._batch_size, self._seed, self._balanced = batch_size, seed, balanced
+        self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
@@ -206,7 +206,7 @@ class ClipDataModule(LightningDataModule):
         return torch.cat(parts)
 
     def _training_batches(self) -> ShuffledBatches:
-        classes = self._targets[self._split.train] if self._balanced else None
+        classes = self._targets[self._split.train] if self.balanced else None
         return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement, classes)
 
     def _scored_batches(self) -> list[CentredBatches]:
