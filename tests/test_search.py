@@ -6,20 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from audio_mnist.cli import _password_in
 from audio_mnist.errors import AudioMnistError, PrunedError
-from audio_mnist.sweeps import search
+from audio_mnist.sweeps import search, search_report
 from audio_mnist.tracking.tracker import RunRecord, Tracker
 from audio_mnist.training.job import plan
 from audio_mnist.training.run import train
-from tests.conftest import composed, run_command, write_tones
+from tests.conftest import PROJECT, composed, run_command, write_tones
 from tests.test_cluster import wait_for
 from tests.test_resuming import start
 
@@ -184,13 +186,68 @@ def test_an_unreachable_storage_is_one_error() -> None:
     assert typed is not None and "'search.storage=${oc.env:NAME}'" in typed and "secret" not in typed
 
 
-def test_a_search_that_continues_draws_other_settings() -> None:
-    """A sampler that starts from one seed again would propose its first trials once more."""
+def searching(owner: str, studies: list[search.Study], **changed: object) -> search.Search:
+    """A search of one host, without a sweep."""
+    found = object.__new__(search.Search)
+    found._settings, found._owner, found._waited, found.studies = settings(**changed), owner, False, studies
+    return found
+
+
+def test_no_trial_is_drawn_twice() -> None:
+    """Neither by a search that continues, nor by two hosts of one storage that start together."""
     drawn = []
-    for known in (0, 3):
-        study = optuna.create_study(sampler=search._sampler("random", 0 + known))
+    for known, owner in ((0, "a x"), (3, "a x"), (0, "b x")):
+        seed = searching(owner, [], storage="studies.journal")._seed(known, 0)
+        study = optuna.create_study(sampler=search._sampler("random", seed))
         drawn += [study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"] for _ in range(3)]
-    assert len(set(drawn)) == 6
+    assert len(set(drawn)) == 9
+    assert searching("a x", [])._seed(2, 1) == searching("b x", [])._seed(2, 1) == 1002  # alone: the same everywhere
+
+
+def test_a_host_waits_for_the_trials_of_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It begins none in their place, and it scores no winner before they have ended."""
+    monkeypatch.setattr(search, "_LOOK_S", 0.0)
+    study = optuna.create_study()
+    one = search.Study("fold=0", [0], [[]], study, "")
+    here, there = searching("a x", [one], trials=2), searching("b y", [one], trials=2)
+    trials = [study.ask(), study.ask()]
+    for trial, owner in zip(trials, (here._owner, there._owner), strict=True):
+        trial.set_user_attr("owner", owner)
+    trials[0].set_user_attr("ended", "finished")
+    study.tell(trials[0], 1.0)
+    with caplog.at_level("INFO"):
+        assert here._missing(one) == 0 and here._wait_for_others() and here._wait_for_others()
+    assert caplog.text.count("waiting for trials of b;") == 1
+    trials[1].set_user_attr("ended", "queued again")  # its search was stopped there
+    study.tell(trials[1], state=optuna.trial.TrialState.FAIL)
+    assert here._missing(one) == 1 and not here._wait_for_others()
+
+
+def test_found_settings_name_their_feature(tmp_path: Path) -> None:
+    """Each file and each command trains the recipe that the settings were found for; a file for each fold too."""
+    studies, jobs = [], []
+    for feature, rate in (("mel", 0.01), ("mfcc", 0.03)):
+        for fold in (0, 1):
+            study = optuna.create_study(study_name=f"{feature} fold {fold}")
+            study.enqueue_trial({"optimizer.lr": rate + fold})
+            study.tell(study.ask({"optimizer.lr": optuna.distributions.FloatDistribution(0.001, 9)}), 0.5)
+            base = ["data=folder", f"feature={feature}", "data.root=a b", f"fold={fold}", "search.trials=1"]
+            studies.append(search.Study(f"fold={fold}", [len(jobs)], [base], study, feature))
+            jobs.append(SimpleNamespace(job=SimpleNamespace(feature=feature, fold=fold)))
+    given: Any = SimpleNamespace(shared=False, studies=studies)
+    files, left = search_report.settings_files(given, jobs)  # type: ignore[arg-type]
+    assert sorted(files) == ["mel", "mel_fold0", "mel_fold1", "mfcc", "mfcc_fold0", "mfcc_fold1"]
+    assert left == {name: ["data=folder", "data.root=a b"] for name in ("mel", "mfcc")}
+    (tmp_path / "experiment").mkdir()
+    for name, text in files.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        where = f"hydra.searchpath=[file://{tmp_path}]"
+        middle, winner = (compose("train", [where, f"experiment={name}"]) for name in ("mfcc", "mfcc_fold1"))
+    assert (middle.feature.name, middle.optimizer.lr, middle.optimistic) == ("mfcc", 0.03, True)
+    assert (winner.feature.name, winner.optimizer.lr, winner.optimistic, winner.fold) == ("mfcc", 1.03, False, 1)
 
 
 # --- the whole

@@ -52,7 +52,7 @@ def test_row_has_mean_interval_and_range_over_seeds() -> None:
 
 def test_sentence_is_students_quantile_of_a_difference() -> None:
     """Two seeds, 2 points apart: sd 1.41 points; t of one degree of freedom is 12.7, times sqrt(2) is 25.4 points."""
-    said = seeds.sentence(variant(0.90, 0.92))
+    said = ablation.seed_sentence(variant(0.90, 0.92))
     assert "differ by 1.41 points (sd over seeds)" in said and "may differ by 25.4 points" in said
 
 
@@ -101,6 +101,10 @@ def test_sweep_table_has_one_row_with_means_over_seeds() -> None:
     assert metrics_of(outcome) == {
         **{"sweep/runs": 6, "sweep/finished": 6, "sweep/n": 60},
         "sweep/accuracy/Mel": pytest.approx(0.9),
+    }
+    compared = [replace(one, variant=name) for name in ("default", "pitch") for one in jobs]
+    assert metrics_of(Outcome(tuple(compared), "accuracy", comparison="table")).keys() >= {
+        *("sweep/accuracy/Mel", "sweep/accuracy/Mel pitch")
     }
     broken = Outcome((*jobs[:5], replace(jobs[5], run=None)), "accuracy", clips=60)
     assert "│ Mel │ 0.9000 │ not run │" in table_text(broken)

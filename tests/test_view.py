@@ -46,6 +46,26 @@ def test_time_left_counts_shares_of_epochs_and_not_what_was_finished_before(tmp_
     assert runs.left_s == pytest.approx(70, abs=2) and runs.line().startswith("2 of 6 runs")
 
 
+def test_time_left_does_not_count_what_a_resumed_run_had_already(tmp_path: Path) -> None:
+    """Six of ten epochs were trained before: two more took 10 s, so two more and a whole run take 60 s."""
+    runs = watched(tmp_path, runs=2)
+    progress.write(runs.folders[0], epoch=8, epochs=10, begun=6, score=None)
+    runs.look()
+    runs.began = time.monotonic() - 10
+    assert runs.left_s == pytest.approx(60, abs=1)
+    progress.write(runs.folders[0], state="finished", score=0.9)  # 0.4 of a run took 10 s
+    runs.look()
+    assert runs.left_s == pytest.approx(25, abs=1)
+
+
+def test_a_pruned_trial_is_not_counted_as_finished(tmp_path: Path) -> None:
+    runs = watched(tmp_path, runs=2)
+    progress.write(runs.folders[0], state="pruned", reason="worse than others")
+    progress.write(runs.folders[1], state="finished", score=0.9)
+    runs.look()
+    assert runs.line() == "1 of 2 runs finished, 0 running, 1 pruned"
+
+
 def test_a_failed_job_that_is_queued_again_runs_again(tmp_path: Path) -> None:
     """As a job of a cluster that was pre-empted."""
     runs = watched(tmp_path, runs=1)
@@ -129,6 +149,19 @@ def test_in_a_terminal_a_live_table_shows_runs_and_then_goes(tmp_path: Path) -> 
     assert plain.count("decoded") == 1
     assert "mel fold 0: accuracy" not in plain  # the workers' own lines would tear the table
     assert re.search(r"┃ +mean ± sd ┃", plain)
+
+
+@pytest.mark.slow
+def test_folds_that_train_together_leave_the_live_table_whole(tmp_path: Path) -> None:
+    write_tones(tmp_path / "tones", clips=10)
+    shown = in_terminal(
+        tmp_path,
+        *("train.py", "data=folder", "data.root=tones", "feature=mel,mfcc", "fold=0,1", "trainer.max_epochs=25"),
+        *("trainer.batch_size=4", "hydra/launcher=together", "-m"),
+    )
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(r"\d of 4 runs finished, [2-4] running", plain), plain
+    assert "epochs together in" not in plain and "4 of 4 runs finished in" in plain
 
 
 def test_help_begins_with_what_the_command_does(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import t as student
 
 from audio_mnist.report import tables
+from audio_mnist.report.tables import ENSEMBLE
 from audio_mnist.scoring import calibration, intervals, measures, mixture
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.predictions import classes_of, logged_predictions, probabilities_of
@@ -96,6 +98,31 @@ def _read_seed(tracker: AnyTracker, jobs: Sequence[JobOutcome], combine: str) ->
         tuple(first["clip_id"]),
         np.stack([truth, together.argmax(axis=1)]),
         p.shape[2],
+    )
+
+
+def seed_rows(whole: Variant) -> list[tuple[str, np.ndarray, list[float]]]:
+    """Return label, (n,) right answers averaged over seeds, and each seed's accuracy, of every row."""
+    found = [
+        (title, right, [float(one.singles[title].mean()) for one in whole.by_seed])
+        for title, right in whole.singles.items()
+    ]
+    if len(whole.singles) > 1:
+        found.append((ENSEMBLE, whole.right, [float(one.right.mean()) for one in whole.by_seed]))
+    return found
+
+
+def seed_sentence(whole: Variant) -> str:
+    """Say how much of a difference between two runs the seed alone can make.
+
+    The variance over seeds is averaged over the rows; the rest is Student's 95% quantile of a difference.
+    """
+    of_seeds = np.array([values for _, _, values in seed_rows(whole)])  # (rows, seeds)
+    spread = float(np.sqrt(of_seeds.var(axis=1, ddof=1).mean()))
+    reach = float(student.ppf(0.975, of_seeds.shape[1] - 1)) * np.sqrt(2) * spread
+    return (
+        f"The seed alone: accuracies of one recipe differ by {100 * spread:.2f} points (sd over seeds), so two runs "
+        f"may differ by {100 * reach:.1f} points for no other reason."
     )
 
 
@@ -243,6 +270,7 @@ def render(
     text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"
     if variants[DEFAULT].by_seed:
         text += "Every number is the mean over seeds; differences are paired within a seed.\n"
+        text += f"{seed_sentence(variants[DEFAULT])}\n"
     if left_out:
         text += f"left out, since not all of their runs finished or they score other clips: {', '.join(left_out)}\n"
     return text

@@ -148,7 +148,7 @@ def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
     tracker = connect(uri, experiment)
     if searching:  # before the tracked run: settings may be wrong
         _search(sweep, searching, overrides, planner, tracker)
-    _open(sweep, given, searching, tracker)
+    _open(sweep, given, plan.swept(plan.swept_overrides(config)), searching, tracker)
     sweep.write()
     _report(sweep)
     launcher.expect(sweep)
@@ -201,16 +201,15 @@ def _search(
     log.info("search: %d studies of %d trials each", len(found.studies), settings["trials"])
 
 
-def _open(sweep: Sweep, given: list[str], searching: dict[str, Any], tracker: "AnyTracker") -> None:
+def _open(sweep: Sweep, given: list[str], swept: str, searching: dict[str, Any], tracker: "AnyTracker") -> None:
     """Open the sweep's tracked run, and find the runs that are finished already."""
-    from audio_mnist.sweeps import plan
     from audio_mnist.training import resume
 
     keys = [job.key for _, job in sweep.jobs]
     searched = [{key: value for key, value in searching.items() if key not in ("trials", "hours")}] if searching else []
     together = fingerprint([*sorted(keys), *searched])
     corpora = ", ".join(sorted({job.corpus.name for _, job in sweep.jobs}))
-    params = {"corpus": corpora, "swept": plan.swept(given), "runs": len(sweep.jobs)}
+    params = {"corpus": corpora, "swept": swept, "runs": len(sweep.jobs)}
     before = None
     if sweep.resume_dir is not None:
         why = "another process runs the same sweep"

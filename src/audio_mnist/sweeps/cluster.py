@@ -95,7 +95,8 @@ class ClusterLauncher(Launcher):
                 raise AudioMnistError(
                     f"tracking.uri={uri}: the database lies on a network file system ({kind}), where jobs of several "
                     "nodes would damage it. Start `mlflow server --backend-store-uri "
-                    f"{uri} --host 0.0.0.0` on one machine, and give tracking.uri=http://THAT_MACHINE:5000"
+                    f"{uri} --host 0.0.0.0 --allowed-hosts THAT_MACHINE:5000` on one machine, and give "
+                    "tracking.uri=http://THAT_MACHINE:5000"
                 )
 
     def resolve(self, cfg: DictConfig) -> list[str]:
@@ -228,7 +229,10 @@ class ClusterLauncher(Launcher):
             for number, job in list(self._waiting.items()):
                 if job.paths.result_pickle.exists():
                     del self._waiting[number]
-                    outcome, result = pickle_load(job.paths.result_pickle)
+                    try:
+                        outcome, result = pickle_load(job.paths.result_pickle)
+                    except Exception:  # an exception of a person's own class may not be read back; its run has the text
+                        continue
                     if outcome == "error":  # before Hydra could run it
                         self._died(sweep, number, job, f"failed ({_last_line(result)})")
                 elif number in ended and now - ended[number] > _GRACE_S.get(states[number], _LAST_S):
@@ -246,8 +250,10 @@ class ClusterLauncher(Launcher):
         name = f"{'SLURM' if self.cluster == 'slurm' else 'local'} job {job.job_id}"
         reason = sweep.died[number] = f"{name} {how}; its log: {job.paths.stderr}"
         log.warning("%s: %s", sweep.jobs[number].overrides, reason)
+        folder = sweep.folder_of(number)
         with contextlib.suppress(OSError):
-            progress.write(sweep.folder_of(number), state="failed", reason=reason)
+            folder.mkdir(parents=True, exist_ok=True)  # it may have died before Hydra could
+            progress.write(folder, state="failed", reason=reason)
 
     def _states(self, jobs: "dict[int, Job]") -> dict[int, str]:
         """Ask the cluster once for the states of all jobs, such as PENDING, RUNNING or CANCELLED."""

@@ -179,9 +179,7 @@ def run_group(
         Singleton.set_state(singletons)
         if os.getpid() != sweep_pid:
             workers.end_with_sweep()
-            if os.environ.get(view.VARIABLE):
-                view.leave_terminal()
-        _train(jobs, hydra_context, config)
+        _train(jobs, hydra_context, config, quiet=os.getpid() != sweep_pid and view.VARIABLE in os.environ)
     context = replace(hydra_context, config_loader=SharingLoader(hydra_context.config_loader))
     return [
         (number, execute_job(number, overrides, context, config, task_function, singletons))
@@ -189,15 +187,18 @@ def run_group(
     ]
 
 
-def _train(jobs: Sequence[tuple[int, list[str]]], hydra_context: Any, config: Any) -> None:
+def _train(jobs: Sequence[tuple[int, list[str]]], hydra_context: Any, config: Any, *, quiet: bool) -> None:
     from hydra.core.utils import configure_log
 
-    composed = [hydra_context.config_loader.load_sweep_config(config, overrides) for _, overrides in jobs]
+    loader = SharingLoader(hydra_context.config_loader)
+    composed = [loader.load_sweep_config(config, overrides) for _, overrides in jobs]
     folder = Path(config.hydra.sweep.dir)
     with open_dict(composed[0]):
         composed[0].hydra.job.id = composed[0].hydra.job.num = jobs[0][0]
         composed[0].hydra.runtime.output_dir = str(folder)
     configure_log(composed[0].hydra.job_logging)
+    if quiet:
+        view.leave_terminal()
     for cfg in composed:
         with open_dict(cfg):
             del cfg["hydra"]

@@ -11,7 +11,7 @@ from audio_mnist.data.split import ALL
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import curve, intervals
 from audio_mnist.scoring.curve import Curve
-from audio_mnist.sweeps.ablation import Variant, class_scores, groups_of, read
+from audio_mnist.sweeps.ablation import Variant, class_scores, groups_of, read, seed_sentence
 from audio_mnist.sweeps.outcome import JobOutcome
 from audio_mnist.tracking.tracker import AnyTracker
 
@@ -68,6 +68,7 @@ def render(
     curves = [one for one in learned if one is not None]
     about = "other recordings" if groups is None else f"other {unit}s"
     text += f"n = {len(whole.right)} recordings, the same for all; 95% intervals for {about}\n"
+    text += f"{seed_sentence(whole)}\n" if whole.by_seed else ""
     text += "".join(f"{one.sentence}\n" for one in curves)
     missing = [name for name in by_subset if name not in shares]
     if missing:

@@ -41,16 +41,23 @@ def given_overrides(config: DictConfig) -> list[str]:
     return [str(one) for one in given]
 
 
-def swept(given: list[str]) -> str:
-    """Return the overrides of a command that have several values.
+def swept_overrides(config: DictConfig) -> list[str]:
+    """Return the overrides that make the jobs: those of an experiment's `hydra.sweeper.params`, then those typed."""
+    fixed = config.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in fixed.items()] + given_overrides(config)
 
-    >>> swept(["data=fsdd400", "feature=mel,mfcc", "fold=0,1"])
-    'feature=mel,mfcc fold=0,1'
+
+def swept(given: list[str]) -> str:
+    """Return the overrides that have several values; the last one of a key counts.
+
+    >>> swept(["variant=default,deltas", "data=fsdd400", "feature=mel,mfcc", "fold=0,1", "variant=default,pitch"])
+    'variant=default,pitch feature=mel,mfcc fold=0,1'
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(given)
-    return " ".join(text for text, override in zip(given, parsed, strict=True) if override.is_sweep_override())
+    by_key = {override.get_key_element(): (text, override) for text, override in zip(given, parsed, strict=True)}
+    return " ".join(text for text, override in by_key.values() if override.is_sweep_override())
 
 
 def overrides_of(config: DictConfig) -> list[list[str]]:
@@ -68,9 +75,7 @@ def overrides_of(config: DictConfig) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    fixed = config.hydra.sweeper.get("params") or {}
-    given = [f"{key}={value}" for key, value in fixed.items()] + given_overrides(config)
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept_overrides(config)), None)[0]
 
 
 class Planner:

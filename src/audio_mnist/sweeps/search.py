@@ -10,6 +10,7 @@ import math
 import socket
 import statistics
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ _JOURNAL = "search.journal"
 # attributes of a trial: what became of its run, the run's id, who runs it, whether it has the settings as given
 _ENDED, _RUN, _OWNER, GIVEN = "ended", "run", "owner", "given"
 _SEARCHED = ("feature", "model", "augment", "optimizer", "trainer", "views", "class_weights", "sampling")
+_LOOK_S = 5.0  # between two looks at the trials of other hosts
 _MOST_AT_ONCE = 4  # trials of one study at a time: a sampler that learns must see results
 
 
@@ -97,7 +99,7 @@ class Search:
         self._owner = f"{socket.gethostname()} {sweep.resume_dir}"
         self._storage = open_storage(settings["storage"] or str(_journal(sweep)))
         self.studies = self._studies(base)
-        self._began = time.monotonic()
+        self._began, self._waited = time.monotonic(), False
 
     @property
     def shared(self) -> bool:
@@ -117,12 +119,12 @@ class Search:
             launcher: Hydra's launcher of the sweep.
         """
         self._requeue()
-        while True:
-            due = [one for one in self.studies if one.done < self._settings["trials"]]
-            hours = self._settings["hours"]
-            if not due or (hours is not None and time.monotonic() - self._began > 3600 * hours):
+        while not self._out_of_time():
+            due = [one for one in self.studies if self._missing(one) > 0]
+            if due:
+                self._round(due, launcher)
+            elif not self._wait_for_others():
                 break
-            self._round(due, launcher)
         log.info("trials are over; the settings as given and the winners are scored")
         launcher.launch(self._overrides[: self.given], initial_job_idx=0)
         winners: list[list[str]] = []
@@ -137,6 +139,32 @@ class Search:
         for study in self.studies:
             study.winners = [next(rows) for _ in study.base]
         launcher.launch(winners, initial_job_idx=first)
+
+    def _out_of_time(self) -> bool:
+        hours = self._settings["hours"]
+        return hours is not None and time.monotonic() - self._began > 3600 * hours
+
+    def _missing(self, one: Study) -> int:
+        """Return the number of trials that nobody has begun."""
+        return self._settings["trials"] - one.done - len(self._others(one))
+
+    def _others(self, one: Study) -> list["optuna.trial.FrozenTrial"]:
+        """Return the trials of a study that other hosts run now."""
+        import optuna
+
+        running = one.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        return [trial for trial in running if trial.user_attrs.get(_OWNER) not in (None, self._owner)]
+
+    def _wait_for_others(self) -> bool:
+        """Wait a little for trials of other hosts: all hosts must see the same winner. False where there are none."""
+        hosts = {trial.user_attrs[_OWNER].split()[0] for one in self.studies for trial in self._others(one)}
+        if hosts and not self._waited:
+            names = ", ".join(sorted(hosts))
+            log.info("waiting for trials of %s; where their search was stopped, repeat its command there", names)
+        self._waited = bool(hosts)
+        if hosts:
+            time.sleep(_LOOK_S)
+        return bool(hosts)
 
     def _studies(self, base: list[list[str]]) -> list[Study]:
         """Group the jobs as given into studies: by all that differs, or by all but the fold."""
@@ -158,15 +186,18 @@ class Search:
                 load_if_exists=True,
             )
             known = study.get_trials(deepcopy=False)
-            # a search that continues must not draw its first trials again
-            seed = self._settings["seed"] + len(known) + 1000 * len(studies)
-            study.sampler = _sampler(self._settings["sampler"], seed)
+            study.sampler = _sampler(self._settings["sampler"], self._seed(len(known), len(studies)))
             given = self._given_values(first.settings)
             if not known and all(_fits(self._space[key], value) for key, value in given.items()):
-                study.enqueue_trial(given, user_attrs={GIVEN: True})
+                study.enqueue_trial(given, user_attrs={GIVEN: True}, skip_if_exists=True)
             found_by = fingerprint([first.recipe_fingerprint, fixed])
             studies.append(Study(self._name(rows), rows, [base[row] for row in rows], study, found_by))
         return studies
+
+    def _seed(self, trials: int, studies: int) -> int:
+        """Return a seed for a sampler that draws neither its first trials again nor those of another host."""
+        seed = self._settings["seed"] + trials + 1000 * studies
+        return (seed + zlib.crc32(self._owner.encode())) % 2**32 if self._settings["storage"] else seed
 
     def _name(self, rows: list[int]) -> str:
         texts = [one.overrides.split() for one in self._sweep.jobs]
@@ -200,11 +231,7 @@ class Search:
         """Ask each study for trials until all workers are busy, run them, tell the studies."""
         at_once = -(-self._sweep.launcher.side_by_side // sum(len(one.rows) for one in due))
         at_once = max(1, min(at_once, _MOST_AT_ONCE))
-        asked = [
-            (one, one.study.ask(self._space))
-            for one in due
-            for _ in range(min(at_once, self._settings["trials"] - one.done))
-        ]
+        asked = [(one, one.study.ask(self._space)) for one in due for _ in range(min(at_once, self._missing(one)))]
         for _, trial in asked:
             trial.set_user_attr(_OWNER, self._owner)
         overrides = [[*base, *self._settings_of(trial.params, "inner")] for one, trial in asked for base in one.base]

@@ -1,9 +1,7 @@
 """What a search found: its table, the found settings as files, pictures of its studies."""
 
-import shlex
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,9 +9,12 @@ from omegaconf import OmegaConf
 from audio_mnist.sweeps import ablation
 from audio_mnist.sweeps.outcome import FOUND, JobOutcome
 from audio_mnist.sweeps.plan import PlannedJob
-from audio_mnist.sweeps.search import GIVEN, Search, best_of
+from audio_mnist.sweeps.search import GIVEN, Search, Study, best_of
 from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import AnyTracker
+
+# parts that a config of found settings chooses itself
+_CHOICES = tuple(f"{part}=" for part in ("augment", "feature", "model", "optimizer", "trainer", "variant"))
 
 
 def outcomes(search: Search, jobs: Sequence[JobOutcome]) -> list[JobOutcome]:
@@ -54,7 +55,9 @@ def render(
         )
     for study in search.studies:
         best = best_of(study.study)
-        if best is not None:
+        if best is None:
+            text += f"{study.name}: no trial finished, so its winner is the settings as given\n"
+        else:
             settings = " ".join(f"{key}={_shown(value)}" for key, value in best.params.items())
             trials = study.study.get_trials(deepcopy=False)
             given = [t.value for t in trials if t.user_attrs.get(GIVEN) and t.value is not None]
@@ -67,36 +70,41 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def settings_files(search: Search, jobs: Sequence[PlannedJob]) -> dict[str, str]:
-    """Return name -> yaml of the found settings, which `train.py -cd FOLDER experiment=NAME` takes.
+def settings_files(search: Search, jobs: Sequence[PlannedJob]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Write the found settings as configs, which `train.py -cd FOLDER experiment=NAME` takes.
 
     There is one for each study's winner, and one for each recipe with the middle of its folds' winners. All clips
     helped to choose the middle, so its own scores on these clips are marked as optimistic.
+
+    Returns:
+        Name -> yaml of each config; and for one config of each recipe, name -> overrides that it leaves to the command.
     """
-    files, of_recipe = {}, dict[tuple[str, str], list[dict[str, Any]]]()
+    files, left = dict[str, str](), dict[str, list[str]]()
+    recipes: dict[str, list[tuple[Study, dict[str, Any]]]] = {}
     for study in search.studies:
         best = best_of(study.study)
-        if best is None:
-            continue
-        job = jobs[study.rows[0]].job
-        name = job.feature if search.shared else f"{job.feature}_fold{job.fold}"
-        name += "" if name not in files else f"_{study.found_by[:6]}"
-        comment = f"Winner of the study {study.name}: inner loss {best.value:.4f}."
-        files[name] = _yaml(best.params | ({"optimistic": True} if search.shared else {"fold": job.fold}), comment)
-        of_recipe.setdefault((study.found_by, job.feature), []).append(best.params)
-    for (found_by, feature), winners in of_recipe.items():
+        if best is not None:
+            recipes.setdefault(study.found_by, []).append((study, best.params))
+    for found_by, winners in recipes.items():
+        feature, name = jobs[winners[0][0].rows[0]].job.feature, ""
+        for study, params in winners:
+            fold = jobs[study.rows[0]].job.fold
+            name = _free(feature if search.shared else f"{feature}_fold{fold}", found_by, files)
+            comment = f"Winner of the study {study.name}: inner loss {study.study.best_value:.4f}."
+            own = {"optimistic": True} if search.shared else {"fold": fold}
+            files[name] = _yaml(params | own, study.base[0], comment)
+        base = winners[0][0].base[0]
         if len(winners) > 1:
-            middle = {key: _middle([params[key] for params in winners]) for key in winners[0]}
+            name = _free(feature, found_by, files)
+            middle = {key: _middle([params[key] for _, params in winners]) for key in winners[0][1]}
             comment = f"The middle of {len(winners)} folds' winners. It was not scored itself."
-            name = feature if feature not in files else f"{feature}_{found_by[:6]}"
-            files[name] = _yaml(middle | {"optimistic": True}, comment)
-    return files
+            files[name] = _yaml(middle | {"optimistic": True}, base, comment)
+        left[name] = [one for one in base if not one.startswith((*_CHOICES, "search", "fold="))]
+    return files, left
 
 
-def command_of(search: Search, folder: Path, name: str) -> str:
-    """Return the command that trains with found settings."""
-    base = [one for one in search.studies[0].base[0] if not one.startswith(("search", "fold="))]
-    return f"python train.py -cd {folder} experiment={name} {shlex.join(base)}"
+def _free(name: str, found_by: str, files: Mapping[str, str]) -> str:
+    return f"{name}_{found_by[:6]}" if name in files else name
 
 
 def _middle(values: list[Any]) -> Any:
@@ -104,8 +112,11 @@ def _middle(values: list[Any]) -> Any:
     return statistics.median_low(values) if numbers else statistics.mode(values)
 
 
-def _yaml(params: dict[str, Any], comment: str) -> str:
-    settings = OmegaConf.create()
+def _yaml(params: dict[str, Any], base: Sequence[str], comment: str) -> str:
+    chosen = [one.partition("=") for one in base if one.startswith(_CHOICES)]
+    settings = OmegaConf.create(
+        {"defaults": [{f"override /{key}": choice} for key, _, choice in chosen]} if chosen else {}
+    )
     for key, value in params.items():
         OmegaConf.update(settings, key, value)
     return f"# @package _global_\n# {comment}\n{OmegaConf.to_yaml(settings)}"

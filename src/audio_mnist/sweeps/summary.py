@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from audio_mnist.data.split import ALL
 from audio_mnist.errors import RunError
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import measures, mixture
@@ -27,6 +28,7 @@ from audio_mnist.training.job import OPTIMISTIC
 from audio_mnist.training.resume import earlier_run
 
 _LISTED = 20  # most unfinished runs that are listed
+_DRAWN = 400  # most runs whose curves are drawn; reading them takes about 5 ms each
 _COMPARED = 100  # most runs that a note's address of MLflow's comparison page has room for
 
 
@@ -92,7 +94,7 @@ def _compare(sweep: Sweep, tracker: AnyTracker, jobs: list[JobOutcome]) -> tuple
 def _training_curves(tracker: AnyTracker, jobs: list[JobOutcome]) -> dict[str, Figure]:
     """Draw the losses of all finished runs by epoch; nothing for one run, too many, or nets without epochs."""
     runs = {job.run.id: job for job in jobs if job.finished and job.run is not None}
-    if not 1 < len(runs) <= _COMPARED:
+    if not 1 < len(runs) <= _DRAWN:
         return {}
     curves: dict[str, dict[str, list[dict[int, float]]]] = {}
     for run_id, job in runs.items():
@@ -210,13 +212,17 @@ def metrics_of(outcome: Outcome) -> dict[str, float]:
     """Return the metrics of a sweep's tracked run: mean scores over folds by row, its runs, and those that finished."""
     done = len(outcome.jobs) - len(outcome.unfinished)
     metrics = {"sweep/runs": float(len(outcome.jobs)), "sweep/finished": float(done), "sweep/n": float(outcome.clips)}
-    if not outcome.jobs or outcome.comparison:
-        return metrics
-    measure = outcome.jobs[0].score
-    for label, cells in outcome.rows().items():
-        values = [cell for cell in cells.values() if isinstance(cell, float)]
+    rows: dict[str, list[float | str]] = {}
+    if outcome.comparison:
+        for job in outcome.jobs:
+            differs = [part for part in (job.variant, job.subset) if part not in (ablation.DEFAULT, ALL)]
+            rows.setdefault(" ".join([job.title, *differs]), []).append(job.cell)
+    else:
+        rows = {label: list(cells.values()) for label, cells in outcome.rows().items()}
+    for label, cells in rows.items():
+        values = [cell for cell in cells if isinstance(cell, float)]
         if len(values) == len(cells):
-            metrics[f"sweep/{measure}/{tables.metric_name(label)}"] = float(np.mean(values))
+            metrics[f"sweep/{outcome.jobs[0].score}/{tables.metric_name(label)}"] = float(np.mean(values))
     return metrics
 
 
@@ -302,7 +308,7 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
 def _close_search(search: Search, sweep: Sweep, parent: Run) -> None:
     """Write what a search found, as configs that train.py takes, and its pictures."""
     search_report.log_pictures(search, parent)
-    files = search_report.settings_files(search, sweep.jobs)
+    files, left = search_report.settings_files(search, sweep.jobs)
     folder = sweep.folder / FOUND / "experiment"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,5 +316,6 @@ def _close_search(search: Search, sweep: Sweep, parent: Run) -> None:
             (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     for name, text in files.items():
         parent.log_text(text, f"{FOUND}/experiment/{name}.yaml")
-    if files:
-        print(f"found settings: {search_report.command_of(search, folder.parent, next(reversed(files)))}", flush=True)
+    for name, overrides in left.items():
+        command = f"python train.py -cd {folder.parent} experiment={name} {shlex.join(overrides)}"
+        print(f"found settings: {command}", flush=True)

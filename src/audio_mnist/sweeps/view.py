@@ -34,6 +34,8 @@ class Watched:
         before: number of jobs that were finished before the sweep.
         running: number -> what a running job wrote last.
         failures: number -> reason, in the order in which they were seen.
+        pruned: numbers of trials that ended early.
+        begun: number -> share of a run that was trained before, where it resumed.
         began: when the sweep began to train, s.
         expected: number of runs, where more are added later.
     """
@@ -44,6 +46,8 @@ class Watched:
     before: int = 0
     running: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    pruned: set[int] = field(default_factory=set)
+    begun: dict[int, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     expected: int = 0
 
@@ -67,8 +71,11 @@ class Watched:
                 self.running.pop(number, None)
                 if values["state"] == "failed":
                     self.failures[number] = str(values.get("reason", values["state"]))
+                elif values["state"] == "pruned":
+                    self.pruned.add(number)
             else:
                 self.running[number] = values
+                self.begun[number] = values.get("begun", 0) / max(1, values["epochs"])
 
     @property
     def left_s(self) -> float | None:
@@ -76,12 +83,14 @@ class Watched:
         shares = (values["epoch"] / max(1, values["epochs"]) for values in self.running.values())
         done = len(self.over) - self.before + sum(shares)
         rest = self.total - self.before - done
+        done -= sum(self.begun.values())
         return (time.monotonic() - self.began) / done * rest if done > 0.02 else None
 
     def line(self) -> str:
         """Describe the sweep in one line."""
-        finished, total = len(self.over) - len(self.failures), self.total
+        finished, total = len(self.over) - len(self.failures) - len(self.pruned), self.total
         parts = [f"{finished} of {total} runs finished", f"{len(self.running)} running"]
+        parts += [f"{len(self.pruned)} pruned"] if self.pruned else []
         parts += [f"{len(self.failures)} failed"] if self.failures else []
         if self.left_s is not None and len(self.over) < total:
             parts.append(f"about {duration(self.left_s)} left")
@@ -157,6 +166,7 @@ class View:
                 if number not in told and self._live is not None:
                     self._live.console.print(Text(f"{self._watched.names[number]}: {reason}", style="red"))
                 told.add(number)
+            told &= self._watched.failures.keys()  # a job that was queued again may fail again
             if self._live is not None:
                 self._live.update(self._table(), refresh=True)
             elif time.monotonic() - said >= _LINE_S:

@@ -18,8 +18,8 @@ def save_view(tracker: Tracker) -> str:
     cannot read.
     """
     metrics, params = (
-        ("best/accuracy", "best/loss", "oof/accuracy"),
-        ("feature.name", "model.name", "fold"),
+        ("best/accuracy", "best/loss", "oof/accuracy", "sweep/finished"),
+        ("feature.name", "model.name", "fold", "swept"),
     )
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
     state = {

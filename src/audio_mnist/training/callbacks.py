@@ -83,7 +83,11 @@ class Progress(Callback):
     """
 
     def __init__(self, folder: Path, score: str) -> None:
-        self._folder, self._score, self._told_at = folder, score, 0.0
+        self._folder, self._score, self._told_at, self._begun = folder, score, 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where a resumed run begins."""
+        self._begun = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch, and the newest score of the scored fold."""
@@ -91,7 +95,8 @@ class Progress(Callback):
             self._told_at = time.monotonic()
             known = trainer.callback_metrics.get(f"fold/{self._score}")
             score = None if known is None else float(known)
-            progress.write(self._folder, epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs, score=score)
+            epochs = {"epoch": trainer.current_epoch + 1, "epochs": trainer.max_epochs, "begun": self._begun}
+            progress.write(self._folder, **epochs, score=score)
 
 
 class EpochLogger(Logger):

@@ -13,7 +13,8 @@ def write(folder: Path, **values: Any) -> None:
 
     Args:
         folder: the run's folder.
-        values: epoch, epochs and score of a run that trains; state and score, or reason, of one that ended.
+        values: epoch, epochs, begun (epochs before this start) and score of a run that trains; state and score, or
+            reason, of one that ended.
     """
     partial = folder / f"{FILE}.partial"
     partial.write_text(json.dumps(values))
