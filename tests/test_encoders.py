@@ -1,13 +1,18 @@
 """Pretrained encoders as features: equal to their source, stored once, trained, exported; and the heads on them."""
 
-import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
+import soundfile
 import torch
 import torchaudio
 from omegaconf import DictConfig
@@ -20,17 +25,20 @@ from torch import nn
 from audio_mnist import features, models
 from audio_mnist.errors import ConfigError
 from audio_mnist.features.encoder import LEVEL
+from audio_mnist.inference import demo
+from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predictor import Predictor
 from audio_mnist.models.pooled import statistics
 from audio_mnist.scoring.mixture import Mixture
 from audio_mnist.serving import onnx_graph
 from audio_mnist.serving.onnx_graph import export
+from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training import embeddings
 from audio_mnist.training.classifier import Classifier, load
 from audio_mnist.training.fit import build
 from audio_mnist.training.job import plan
 from audio_mnist.training.run import train
-from tests.conftest import composed, run_command, write_tones
+from tests.conftest import PROJECT, composed, run_command, write_tones
 
 SPEECH = {"name": "speech_embedding", "speeds": [1.0], "least_s": 1.76}
 
@@ -380,8 +388,10 @@ def test_export_refuses_an_encoder_with_operators_of_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_sweep_with_an_encoder_is_combined_served_and_predicted_with(tmp_path: Path) -> None:
-    """The commands, as a person types them."""
+def test_sweep_with_an_encoder_gives_equal_answers_predicted_served_and_demonstrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person types the commands. The registered model is the exported graph that `mlflow models serve` runs."""
     tones = write_tones(tmp_path / "tones", clips=12)
     data = ("data=folder", f"data.root={tones}", "folds.count=2")
     features_and_folds = ("feature=mel,speech_embedding", "fold=0,1", "trainer.max_epochs=3", "trainer.batch_size=4")
@@ -392,7 +402,35 @@ def test_sweep_with_an_encoder_is_combined_served_and_predicted_with(tmp_path: P
     joined = run_command(tmp_path, "ensemble.py", "run_ids=latest", "combine=stack", "register=tones")
     assert joined.returncode == 0, joined.stderr
     assert "registered: tones version 1" in joined.stdout
-    predicted = run_command(tmp_path, "predict.py", f"audio={tones / 'low'}")
+    predicted = run_command(tmp_path, "predict.py", f"audio={tones / 'low'}", "output=answers.csv")
     assert predicted.returncode == 0, predicted.stderr
-    graph = next((tmp_path / "mlruns").rglob("ensemble.onnx"))
-    assert hashlib.sha256(graph.read_bytes()).hexdigest()
+
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)  # where the tracked artifacts lie
+    served = mlflow.pyfunc.load_model("models:/tones/1")
+    predictor = load_predictor(Tracker(uri, "audio-mnist"), "tones")
+    assert {one.hparams["feature"]["name"] for one in predictor.classifiers} == {"mel", "speech_embedding"}
+    for row in pd.read_csv("answers.csv").to_dict("records"):
+        samples, rate_hz = soundfile.read(row["path"], dtype="float32")
+        shown, _, _, _ = demo.answer_of(predictor, samples, rate_hz)
+        answer = served.predict(pd.DataFrame([{"waveform": samples.tolist(), "sample_rate_hz": rate_hz}])).iloc[0]
+        for name, p in shown.items():
+            assert row[f"p:{name}"] == pytest.approx(p, abs=1e-5) and answer[f"p:{name}"] == pytest.approx(p, abs=1e-5)
+
+
+def test_without_the_extra_the_command_names_it(tmp_path: Path) -> None:
+    """One message, before anything is decoded or started."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "real = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name.startswith('livekit') else real(name, *rest)\n"
+    )
+    command = [sys.executable, str(PROJECT / "train.py"), "feature=speech_embedding", "tracking=none"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(hidden)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "pip install -e '.[pretrained]'" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
