@@ -70,7 +70,7 @@ def test_sqlite_on_a_network_file_system_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster, "network_file_system", lambda _path: "nfs4")
     with pytest.raises(
         AudioMnistError,
-        match=r"network file system \(nfs4\).*mlflow server.* --allowed-hosts THAT_MACHINE:5000.*tracking.uri=http://",
+        match=r"network file system \(nfs4\).*mlflow server.*--allowed-hosts .*--cors-allowed-origins .*tracking.uri=http://",
     ):
         launcher(uri).check()
     launcher("tracking.uri=http://127.0.0.1:5000").check()

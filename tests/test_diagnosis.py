@@ -69,20 +69,23 @@ def test_tables_by_speaker_and_duration(corpus: PreparedCorpus) -> None:
     grouped = errors_page.tables(corpus, given, ["speaker", "source", "room"])
     assert list(grouped) == ["by class", "by speaker", "by source", "by duration (s)"]
     assert grouped["by source"]["source"].tolist() == ["garden", "street"]
+    for odd in ("class", "site/<b>"):
+        corpus.manifest[odd] = ["garden", "street"] * 12
+    assert list(errors_page.tables(corpus, given, ["class"])) == ["by class", "by column class", "by duration (s)"]
 
 
 def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: PreparedCorpus, tmp_path: Path) -> None:
     """One player and one picture a feature for each error; names are escaped; the csv files are there."""
     configs = {name: to_plain(composed("data=folder", "data.root=x", f"feature={name}")) for name in ("mel", "mfcc")}
     configs["mel again"] = configs["mel"]
-    corpus.manifest["source"] = "garden"
-    configs["mel"]["folds"]["group"] = "source"
+    corpus.manifest["a/<i>"] = "garden"
+    configs["mel"]["folds"]["group"] = "a/<i>"
     paths = errors_page.write(tmp_path, corpus, [answers(corpus, [2, 7, 20])], configs, "tones <b>& more</b>")
     assert [path.name for path in paths] == [
         "errors.html",
         "by_class.csv",
         "by_speaker.csv",
-        "by_source.csv",
+        "by_a_i_.csv",
         "by_duration.csv",
         *LISTED,
     ]
@@ -92,7 +95,7 @@ def test_page_lists_each_wrong_clip_with_its_sound_and_features(corpus: Prepared
     assert sorted(listed["clip_id"]) == sorted(corpus.manifest["clip_id"].iloc[[2, 7, 20]])
     assert listed["rank"].tolist() == [1, 2, 3] and (listed["label"] != listed["suggested"]).all()
     assert text.count("<audio ") == 3 + (listed["suspect"] == "yes").sum()
-    assert "tones &lt;b&gt;&amp; more" in text and "<b>& more" not in text
+    assert "tones &lt;b&gt;&amp; more" in text and "<b>& more" not in text and "<i>" not in text
     assert "3 of 24 clips wrong" in text
     for row in (2, 7, 20):
         assert html.escape(corpus.manifest["clip_id"][row]) in text

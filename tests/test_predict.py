@@ -67,6 +67,12 @@ def test_unreadable_recordings_are_named_at_the_end(
     assert [Path(path).name for path in table(tmp_path / "out.csv")["path"]] == ["c.wav", "d.wav"]
     assert "9 recordings could not be read" in caplog.text and "a.wav: not a recording" in caplog.text
     assert "  8 recordings: the file is empty" in caplog.text and "    and 3 more" in caplog.text
+    named = pd.read_csv(tmp_path / "out.unreadable.csv")
+    assert len(named) == 9 and set(named["reason"][1:]) == {"the file is empty (0 bytes)"}
+    for path in named["path"]:
+        Path(path).unlink()
+    assert predict(trained.config(audio, tmp_path / "out.csv")) == 0
+    assert not (tmp_path / "out.unreadable.csv").exists()
 
 
 def test_stopped_prediction_goes_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

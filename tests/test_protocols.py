@@ -150,7 +150,7 @@ def test_messages_name_the_unit_that_groups_clips() -> None:
     alone = table(label=["a"] * 6 + ["b"] * 6, source=["p"] * 6 + ["q"] * 6)
     with pytest.raises(DataError, match=r"add clips of other sources, or set folds\.group=none"):
         assign_folds(alone, count=2, group="source", seed=0)
-    with pytest.raises(DataError, match="scored; add clips to other folds"):
+    with pytest.raises(DataError, match=r"scored; add clips of it to other folds, or set folds\.from=deal"):
         assign_folds(table(label=["a"] * 6 + ["b"] * 6, fold=["x"] * 6 + ["y"] * 6), **GIVEN)
     with pytest.raises(ConfigError, match=r"has none \(recording is a name that the framework uses; rename"):
         assign_folds(table(), count=2, group="recording", seed=0)

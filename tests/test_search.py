@@ -211,7 +211,7 @@ def test_a_host_waits_for_the_trials_of_another(
     monkeypatch.setattr(search, "_LOOK_S", 0.0)
     study = optuna.create_study()
     one = search.Study("fold=0", [0], [[]], study, "")
-    here, there = searching("a x", [one], trials=2), searching("b y", [one], trials=2)
+    here, there = (searching(name, [one], trials=2, storage="studies.journal") for name in ("a x", "b y"))
     trials = [study.ask(), study.ask()]
     for trial, owner in zip(trials, (here._owner, there._owner), strict=True):
         trial.set_user_attr("owner", owner)
@@ -224,6 +224,11 @@ def test_a_host_waits_for_the_trials_of_another(
     study.tell(trials[1], state=optuna.trial.TrialState.FAIL)
     assert here._missing(one) == 1 and not here._wait_for_others()
 
+    moved = study.ask()  # without a storage of its own it can only be this host's, whose name has changed
+    moved.set_user_attr("owner", "old-name y")
+    assert here._missing(one) == 0
+    assert searching("a x", [one], trials=2, storage=None)._missing(one) == 1
+
 
 def test_found_settings_name_their_feature(tmp_path: Path) -> None:
     """Each file and each command trains the recipe that the settings were found for; a file for each fold too."""
@@ -234,18 +239,22 @@ def test_found_settings_name_their_feature(tmp_path: Path) -> None:
             study.enqueue_trial({"optimizer.lr": rate + fold})
             study.tell(study.ask({"optimizer.lr": optuna.distributions.FloatDistribution(0.001, 9)}), 0.5)
             base = ["data=folder", f"feature={feature}", "data.root=a b", f"fold={fold}", "search.trials=1"]
+            base += ["experiment=original", "optimizer.lr=7.0"]  # typed
             studies.append(search.Study(f"fold={fold}", [len(jobs)], [base], study, feature))
             jobs.append(SimpleNamespace(job=SimpleNamespace(feature=feature, fold=fold)))
     given: Any = SimpleNamespace(shared=False, studies=studies)
-    files, left = search_report.settings_files(given, jobs)  # type: ignore[arg-type]
+    files, further = search_report.settings_files(given, jobs)  # type: ignore[arg-type]
     assert sorted(files) == ["mel", "mel_fold0", "mel_fold1", "mfcc", "mfcc_fold0", "mfcc_fold1"]
-    assert left == {name: ["data=folder", "data.root=a b"] for name in ("mel", "mfcc")}
+    assert further == {name: ["data=folder", "data.root=a b"] for name in ("mel", "mfcc")}
     (tmp_path / "experiment").mkdir()
     for name, text in files.items():
         (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         where = f"hydra.searchpath=[file://{tmp_path}]"
-        middle, winner = (compose("train", [where, f"experiment={name}"]) for name in ("mfcc", "mfcc_fold1"))
+        middle, winner = (
+            compose("train", [where, f"experiment={name}", *(further["mfcc"])]) for name in ("mfcc", "mfcc_fold1")
+        )
+    assert middle.selection == "fold" and middle.data.sample_rate_hz == 20_000  # the typed experiment's
     assert (middle.feature.name, middle.optimizer.lr, middle.optimistic) == ("mfcc", 0.03, True)
     assert (winner.feature.name, winner.optimizer.lr, winner.optimistic, winner.fold) == ("mfcc", 1.03, False, 1)
 

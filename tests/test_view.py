@@ -53,6 +53,9 @@ def test_time_left_does_not_count_what_a_resumed_run_had_already(tmp_path: Path)
     runs.look()
     runs.began = time.monotonic() - 10
     assert runs.left_s == pytest.approx(60, abs=1)
+    progress.write(runs.folders[0], epoch=9, epochs=10, begun=8, score=None)  # queued again: 0.3 of a run took 10 s
+    runs.look()
+    assert runs.left_s == pytest.approx(10 / 0.3 * 1.1, abs=1)
     progress.write(runs.folders[0], state="finished", score=0.9)  # 0.4 of a run took 10 s
     runs.look()
     assert runs.left_s == pytest.approx(25, abs=1)

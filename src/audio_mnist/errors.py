@@ -49,7 +49,7 @@ def by_cause(reasons: Mapping[str, str], what: str) -> str:
         what: plural noun for the files.
 
     >>> print(by_cause({"a.wav": "0.1 s is too short", "b.wav": "0.2 s is too short", "c.wav": "no samples"}, "clips"))
-      2 clips, the first of them: 0.1 s is too short
+      2 clips, such as: 0.1 s is too short
         a.wav
         b.wav
       c.wav: no samples
@@ -64,7 +64,7 @@ def by_cause(reasons: Mapping[str, str], what: str) -> str:
         if len(same) == 1:
             lines.append(f"  {same[0]}: {first}")
             continue
-        differ = "" if all(reasons[path] == first for path in same) else ", the first of them"
+        differ = "" if all(reasons[path] == first for path in same) else ", such as"
         lines += [f"  {len(same)} {what}{differ}: {first}", *(f"    {path}" for path in same[:_OF_A_CAUSE])]
         lines += [f"    and {len(same) - _OF_A_CAUSE} more"] if len(same) > _OF_A_CAUSE else []
     hidden = len(ordered) - _CAUSES

@@ -92,19 +92,23 @@ def joined_groups(speakers: np.ndarray, recordings: np.ndarray) -> np.ndarray:
     return connected_components(edges, directed=False)[1][speaker]
 
 
-def check_classes(table: pd.DataFrame, dealt: np.ndarray, count: int, unit: str) -> None:
+def other_groups(unit: str) -> str:
+    """Say what helps where a class lies in one fold; without groups this cannot be."""
+    return f"add clips of other {unit}s, or set folds.group=none" if unit else "add clips"
+
+
+def check_classes(table: pd.DataFrame, dealt: np.ndarray, count: int, remedy: str) -> None:
     """Check that no class lies in one fold.
 
     Args:
         table: clips with a column label.
         dealt: (rows,) fold numbers.
         count: number of folds.
-        unit: the column that groups clips, "" for none.
+        remedy: what a person can do.
 
     Raises:
         DataError: a class does.
     """
-    remedy = f"add clips of other {unit}s, or set folds.group=none" if unit else "add clips to other folds"
     for label, part in pd.Series(dealt).groupby(table["label"].to_numpy()):
         if part.nunique() == 1:
             raise DataError(

@@ -90,8 +90,8 @@ def on_sizes(numbers: np.ndarray, count: int) -> list[str]:
     sizes = np.bincount(numbers, minlength=count)
     if sizes.max() < _UNEQUAL * sizes.min():
         return []
-    listed = ", ".join(map(str, sizes))
-    return [f"the folds have very unequal numbers of clips ({listed}), so the score is mostly that of the largest"]
+    sizes_text = ", ".join(map(str, sizes))
+    return [f"the folds have very unequal numbers of clips ({sizes_text}), so the score is mostly that of the largest"]
 
 
 def on_speakers(table: pd.DataFrame, dealt: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from audio_mnist.data import fold_notes
 from audio_mnist.data.corpora.base import sort_labels
-from audio_mnist.data.dealing import check_classes, deal
+from audio_mnist.data.dealing import check_classes, deal, other_groups
 from audio_mnist.errors import ConfigError, DataError
 
 TEST = -1  # a clip of the test split
@@ -99,10 +99,12 @@ def assign_folds(manifest: pd.DataFrame, *, count: int, group: str, seed: int, s
         dealt = _without_straddling_copies(dealt, notes)
         numbers, count = _published(dealt, notes, unit), dealt["fold"].nunique()
         excluded |= ~is_test & ~is_val & ~table.index.isin(dealt.index)
+        remedy = "add clips of it to other folds, or set folds.from=deal"
     else:
         numbers = deal(dealt, count=count, unit=unit, seed=seed)
+        remedy = other_groups(unit)
     fold_of[rows[excluded]] = EXCLUDED
-    check_classes(dealt, numbers, count, unit)
+    check_classes(dealt, numbers, count, remedy)
     fold_of[dealt.index.to_numpy()] = numbers
     scored = _scored(table[~excluded & ~is_val], len(manifest))
     if not unit:

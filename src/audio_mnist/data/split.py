@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from audio_mnist.data.dealing import check_classes, deal, joined_groups
+from audio_mnist.data.dealing import check_classes, deal, joined_groups, other_groups
 from audio_mnist.data.folds import TEST, VALIDATION, Folds
 from audio_mnist.errors import ConfigError, DataError
 
@@ -136,7 +136,7 @@ def _inner_part(train: pd.DataFrame, folds: Folds, fold: int, parts: int) -> np.
             )
     try:
         numbers = deal(table, count=parts, unit=unit, seed=folds.seed)
-        check_classes(table, numbers, parts, unit)
+        check_classes(table, numbers, parts, other_groups(unit))
     except (ConfigError, DataError) as error:
         raise ConfigError(f"selection=inner cannot set apart 1/{parts} of the training clips: {error}") from None
     return np.sort(table.index.to_numpy()[numbers == 0])

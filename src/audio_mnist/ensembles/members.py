@@ -34,7 +34,7 @@ def find(tracker: Tracker, run_ids: Sequence[str] | str) -> list[Member]:
     """Return the named runs, or with "latest" those of the newest sweep, if they can be one ensemble.
 
     Raises:
-        RunError: names every refused run and the reason.
+        RunError: names refused runs, grouped by reason.
     """
     refused: dict[str, str] = {}
     if run_ids == "latest":

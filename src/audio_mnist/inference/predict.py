@@ -31,7 +31,7 @@ def predict(cfg: DictConfig) -> int:
         cfg: the composed config of `conf/predict/predict.yaml`.
 
     Returns:
-        The number of recordings that could not be read; each is named.
+        The number of recordings that could not be read; a csv beside the output names each of them.
 
     Raises:
         AudioMnistError: there is no such model, no recording, or the output is not this model's.
@@ -62,9 +62,10 @@ def predict(cfg: DictConfig) -> int:
 
         # the rest
         cut_short = output.append(remaining, unreadable, overwrite=not done)
+        output.list_unreadable(unreadable)
     except OSError as error:
         raise DataError(f"output={output.path}: cannot be written ({error.strerror or error})") from None
-    _report(predictor, len(remaining), unreadable, cut_short, output.path)
+    _report(predictor, len(remaining), unreadable, cut_short, output)
     return len(unreadable)
 
 
@@ -82,6 +83,19 @@ class _Output:
         self.path, self._predictor, self._cut, self._batch_size = path, predictor, cut, batch_size
         self._timed = cut.window_s is not None
         self._header = predictor.header(self._timed)
+
+    @property
+    def unreadable_path(self) -> Path:
+        """The csv of recordings that could not be read."""
+        return self.path.with_suffix(".unreadable.csv")
+
+    def list_unreadable(self, reasons: dict[str, str]) -> None:
+        """Write path and reason of each recording that could not be read; remove the list of an earlier call."""
+        if not reasons:
+            self.unreadable_path.unlink(missing_ok=True)
+            return
+        with open(self.unreadable_path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([("path", "reason"), *((path, cell(text)) for path, text in reasons.items())])
 
     def read(self) -> list[list[str]]:
         """Return the rows that the file has; remove a last line that was cut off.
@@ -179,11 +193,11 @@ def _texts(row: list[Any], timed: bool) -> list[str]:
     return [row[0], *times, cell(row[label]), *(f"{p:.6g}" for p in row[label + 1 :])]
 
 
-def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_short: int, output: Path) -> None:
+def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_short: int, output: _Output) -> None:
     members = f"{len(predictor.classifiers)} members" if len(predictor.classifiers) > 1 else "1 member"
     log.info(
         "%d recordings by %s (%s, run %s): %s",
-        *(asked - len(unreadable), predictor.name, members, predictor.run_id, output),
+        *(asked - len(unreadable), predictor.name, members, predictor.run_id, output.path),
     )
     if cut_short:
         log.info(
@@ -192,7 +206,7 @@ def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_sh
             *(cut_short, predictor.window_s, predictor.window_s),
         )
     if unreadable:
-        lines = (
-            by_cause(unreadable, "recordings").encode(errors="backslashreplace").decode()
-        )  # names that are not UTF-8
-        log.warning("%d recordings could not be read:\n%s", len(unreadable), lines)
+        # names may not be UTF-8
+        causes = by_cause(unreadable, "recordings").encode(errors="backslashreplace").decode()
+        where = output.unreadable_path
+        log.warning("%d recordings could not be read, listed in %s:\n%s", len(unreadable), where, causes)

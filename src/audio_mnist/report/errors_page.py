@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def tables(corpus: PreparedCorpus, answers: Answers, groups: Iterable[str] = ("s
     found = {"by class": per_class(truth, predicted, corpus.class_names)}
     for name in groups:
         if name in clips and (clips[name] != "").any():
-            found[f"by {name}"] = by_group(truth == predicted, clips[name].to_numpy(), name)
+            heading = f"by {name}" if name not in ("class", "duration") else f"by column {name}"
+            found[heading] = by_group(truth == predicted, clips[name].to_numpy(), name)
     found["by duration (s)"] = by_group(truth == predicted, duration_bins(clips["duration_s"].to_numpy()), "duration")
     return found
 
@@ -136,7 +138,7 @@ def write(
     fronts = front_ends(configs, corpus.store.sample_rate_hz)
     paths[0].write_text(page(corpus, sections, fronts, title, groups), encoding="utf-8")
     for heading, table in tables(corpus, sections[0], groups).items():
-        paths.append(folder / (heading.split(" (")[0].replace(" ", "_") + ".csv"))
+        paths.append(folder / (re.sub(r"[^\w-]+", "_", heading.removesuffix(" (s)")) + ".csv"))
         safe(table.astype({table.columns[0]: str})).to_csv(paths[-1], index=False, float_format="%.6g")
     paths.append(folder / "label_errors.csv")
     safe(label_errors(corpus, sections[0])).to_csv(paths[-1], index=False, float_format="%.4f")
@@ -164,9 +166,8 @@ def page(
         parts.append("<div class='tables'>")
         for heading, table in tables(corpus, answers, groups).items():
             shown = table.to_html(index=False, border=0, float_format="{:.4f}".format, escape=True)
-            parts.append(
-                f"<details{' open' if heading == 'by class' else ''}><summary>{heading}</summary>{shown}</details>"
-            )
+            state = " open" if heading == "by class" else ""
+            parts.append(f"<details{state}><summary>{html.escape(heading)}</summary>{shown}</details>")
         parts.append("</div>")
         parts.append(_label_errors(corpus, answers))
         if len(worst) > MOST_CLIPS:

@@ -112,16 +112,22 @@ def seed_rows(whole: Variant) -> list[tuple[str, np.ndarray, list[float]]]:
     return found
 
 
-def seed_sentence(whole: Variant) -> str:
-    """Say how much of a difference between two runs the seed alone can make.
+def seed_sentence(whole: Variant, *, of_means: bool = False) -> str:
+    """Say how much of a difference the seed alone can make.
 
     The variance over seeds is averaged over the rows; the rest is Student's 95% quantile of a difference.
+
+    Args:
+        whole: all seeds of one recipe, by feature.
+        of_means: whether the difference is between means over these seeds, not between two runs.
     """
     of_seeds = np.array([values for _, _, values in seed_rows(whole)])  # (rows, seeds)
     spread = float(np.sqrt(of_seeds.var(axis=1, ddof=1).mean()))
-    reach = float(student.ppf(0.975, of_seeds.shape[1] - 1)) * np.sqrt(2) * spread
+    count = of_seeds.shape[1]
+    reach = float(student.ppf(0.975, count - 1)) * np.sqrt(2 / (count if of_means else 1)) * spread
+    what = f"two means of {count} seeds" if of_means else "two runs"
     return (
-        f"The seed alone: accuracies of one recipe differ by {100 * spread:.2f} points (sd over seeds), so two runs "
+        f"The seed alone: accuracies of one recipe differ by {100 * spread:.2f} points (sd over seeds), so {what} "
         f"may differ by {100 * reach:.1f} points for no other reason."
     )
 
@@ -270,7 +276,7 @@ def render(
     text += f"n = {len(variants[DEFAULT].right)} recordings, the same for all; 95% intervals, {by}\n"
     if variants[DEFAULT].by_seed:
         text += "Every number is the mean over seeds; differences are paired within a seed.\n"
-        text += f"{seed_sentence(variants[DEFAULT])}\n"
+        text += f"{seed_sentence(variants[DEFAULT], of_means=True)}\n"
     if left_out:
         text += f"left out, since not all of their runs finished or they score other clips: {', '.join(left_out)}\n"
     return text

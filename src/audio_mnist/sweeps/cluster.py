@@ -95,8 +95,8 @@ class ClusterLauncher(Launcher):
                 raise AudioMnistError(
                     f"tracking.uri={uri}: the database lies on a network file system ({kind}), where jobs of several "
                     "nodes would damage it. Start `mlflow server --backend-store-uri "
-                    f"{uri} --host 0.0.0.0 --allowed-hosts THAT_MACHINE:5000` on one machine, and give "
-                    "tracking.uri=http://THAT_MACHINE:5000"
+                    f"{uri} --host 0.0.0.0 --allowed-hosts 'THAT_MACHINE:5000,localhost:5000' --cors-allowed-origins "
+                    "http://THAT_MACHINE:5000` on one machine, and give tracking.uri=http://THAT_MACHINE:5000"
                 )
 
     def resolve(self, cfg: DictConfig) -> list[str]:

@@ -12,6 +12,8 @@ from audio_mnist.tracking.uri import without_password
 
 _NUMBER = re.compile(r"(fold|seed)=(0|[1-9]\d*)")  # an override whose value nothing else in the config depends on
 
+_KEPT = 8  # compositions that a worker keeps, 0.2 MB each
+
 
 def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictConfig]:
     """Compose the configs of all jobs, without their `hydra` part.
@@ -59,6 +61,8 @@ class SharingLoader:
 
         key = (str(master_config.hydra.sweep.dir), *_without_numbers(sweep_overrides))
         if key not in self._composed:
+            if len(self._composed) >= _KEPT:
+                self._composed.clear()
             self._composed[key] = self._loader.load_sweep_config(master_config, sweep_overrides)
         cfg = _numbered(self._composed[key], sweep_overrides)
         job, parsed = cfg.hydra.job, OverridesParser.create().parse_overrides(sweep_overrides)

@@ -68,7 +68,7 @@ def render(
     curves = [one for one in learned if one is not None]
     about = "other recordings" if groups is None else f"other {unit}s"
     text += f"n = {len(whole.right)} recordings, the same for all; 95% intervals for {about}\n"
-    text += f"{seed_sentence(whole)}\n" if whole.by_seed else ""
+    text += f"{seed_sentence(whole, of_means=True)}\n" if whole.by_seed else ""
     text += "".join(f"{one.sentence}\n" for one in curves)
     missing = [name for name in by_subset if name not in shares]
     if missing:

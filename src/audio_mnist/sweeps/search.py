@@ -96,7 +96,7 @@ class Search:
         self._settings, self._sweep, self._planner, self._tracker = settings, sweep, planner, tracker
         self._overrides, self.given = list(base), len(base)  # of all jobs; number of those as given
         self._space = {key: _distribution(key, value) for key, value in settings["space"].items()}
-        self._owner = f"{socket.gethostname()} {sweep.resume_dir}"
+        self._owner = f"{socket.gethostname()} {sweep.resume_id}"
         self._storage = open_storage(settings["storage"] or str(_journal(sweep)))
         self.studies = self._studies(base)
         self._began, self._waited = time.monotonic(), False
@@ -153,14 +153,24 @@ class Search:
         import optuna
 
         running = one.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        return [trial for trial in running if trial.user_attrs.get(_OWNER) not in (None, self._owner)]
+        return [trial for trial in running if _OWNER in trial.user_attrs and not self._is_own(trial)]
+
+    def _is_own(self, trial: "optuna.trial.FrozenTrial") -> bool:
+        """Tell whether this host runs a trial, or ran it before; its name may have changed."""
+        if not self._settings["storage"]:  # the sweep's lock lets one process at a time use the journal
+            return True
+        return str(trial.user_attrs.get(_OWNER, "")).rpartition(" ")[2] == self._owner.rpartition(" ")[2]
 
     def _wait_for_others(self) -> bool:
         """Wait a little for trials of other hosts: all hosts must see the same winner. False where there are none."""
         hosts = {trial.user_attrs[_OWNER].split()[0] for one in self.studies for trial in self._others(one)}
         if hosts and not self._waited:
             names = ", ".join(sorted(hosts))
-            log.info("waiting for trials of %s; where their search was stopped, repeat its command there", names)
+            log.info(
+                "waiting for trials of %s; where a search was stopped, repeat its command there. "
+                "search.hours=0.01 does not wait",
+                names,
+            )
         self._waited = bool(hosts)
         if hosts:
             time.sleep(_LOOK_S)
@@ -219,7 +229,7 @@ class Search:
 
         for one in self.studies:
             for trial in one.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-                if trial.user_attrs.get(_OWNER) != self._owner:  # another host's
+                if not self._is_own(trial):
                     continue
                 optuna.Trial(one.study, trial._trial_id).set_user_attr(_ENDED, "queued again")
                 one.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
@@ -231,9 +241,11 @@ class Search:
         """Ask each study for trials until all workers are busy, run them, tell the studies."""
         at_once = -(-self._sweep.launcher.side_by_side // sum(len(one.rows) for one in due))
         at_once = max(1, min(at_once, _MOST_AT_ONCE))
-        asked = [(one, one.study.ask(self._space)) for one in due for _ in range(min(at_once, self._missing(one)))]
-        for _, trial in asked:
-            trial.set_user_attr(_OWNER, self._owner)
+        asked = []
+        for one in due:
+            for _ in range(min(at_once, self._missing(one))):
+                asked.append((one, one.study.ask(self._space)))
+                asked[-1][1].set_user_attr(_OWNER, self._owner)
         overrides = [[*base, *self._settings_of(trial.params, "inner")] for one, trial in asked for base in one.base]
         names = [f"trial {trial.number} of {one.name}" for one, trial in asked for _ in one.base]
         first = len(self._sweep.jobs)

@@ -77,9 +77,9 @@ def settings_files(search: Search, jobs: Sequence[PlannedJob]) -> tuple[dict[str
     helped to choose the middle, so its own scores on these clips are marked as optimistic.
 
     Returns:
-        Name -> yaml of each config; and for one config of each recipe, name -> overrides that it leaves to the command.
+        Name -> yaml of each config; and for one config of each recipe, name -> further overrides of its command.
     """
-    files, left = dict[str, str](), dict[str, list[str]]()
+    files, further = dict[str, str](), dict[str, list[str]]()
     recipes: dict[str, list[tuple[Study, dict[str, Any]]]] = {}
     for study in search.studies:
         best = best_of(study.study)
@@ -99,8 +99,11 @@ def settings_files(search: Search, jobs: Sequence[PlannedJob]) -> tuple[dict[str
             middle = {key: _middle([params[key] for _, params in winners]) for key in winners[0][1]}
             comment = f"The middle of {len(winners)} folds' winners. It was not scored itself."
             files[name] = _yaml(middle | {"optimistic": True}, base, comment)
-        left[name] = [one for one in base if not one.startswith((*_CHOICES, "search", "fold="))]
-    return files, left
+        found = tuple(f"{key}=" for key in winners[0][1])  # a typed value would win over the file's
+        further[name] = [
+            one for one in base if not one.startswith((*_CHOICES, *found, "experiment=", "search", "fold="))
+        ]
+    return files, further
 
 
 def _free(name: str, found_by: str, files: Mapping[str, str]) -> str:
@@ -114,9 +117,9 @@ def _middle(values: list[Any]) -> Any:
 
 def _yaml(params: dict[str, Any], base: Sequence[str], comment: str) -> str:
     chosen = [one.partition("=") for one in base if one.startswith(_CHOICES)]
-    settings = OmegaConf.create(
-        {"defaults": [{f"override /{key}": choice} for key, _, choice in chosen]} if chosen else {}
-    )
+    experiment = [one.partition("=")[2] for one in base if one.startswith("experiment=")]
+    defaults = [*experiment, *({f"override /{key}": choice} for key, _, choice in chosen)]
+    settings = OmegaConf.create({"defaults": defaults} if defaults else {})
     for key, value in params.items():
         OmegaConf.update(settings, key, value)
     return f"# @package _global_\n# {comment}\n{OmegaConf.to_yaml(settings)}"

@@ -308,7 +308,7 @@ def close(sweep: Sweep, tracker: AnyTracker, outcome: Outcome, text: str) -> Non
 def _close_search(search: Search, sweep: Sweep, parent: Run) -> None:
     """Write what a search found, as configs that train.py takes, and its pictures."""
     search_report.log_pictures(search, parent)
-    files, left = search_report.settings_files(search, sweep.jobs)
+    files, further = search_report.settings_files(search, sweep.jobs)
     folder = sweep.folder / FOUND / "experiment"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,6 +316,6 @@ def _close_search(search: Search, sweep: Sweep, parent: Run) -> None:
             (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     for name, text in files.items():
         parent.log_text(text, f"{FOUND}/experiment/{name}.yaml")
-    for name, overrides in left.items():
-        command = f"python train.py -cd {folder.parent} experiment={name} {shlex.join(overrides)}"
-        print(f"found settings: {command}", flush=True)
+    for name, overrides in further.items():
+        command = shlex.join(["-cd", str(folder.parent), f"experiment={name}", *overrides])
+        print(f"found settings: python train.py {command}", flush=True)

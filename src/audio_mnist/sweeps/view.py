@@ -35,7 +35,7 @@ class Watched:
         running: number -> what a running job wrote last.
         failures: number -> reason, in the order in which they were seen.
         pruned: numbers of trials that ended early.
-        begun: number -> share of a run that was trained before, where it resumed.
+        begun: number -> share of a run that was trained before the sweep.
         began: when the sweep began to train, s.
         expected: number of runs, where more are added later.
     """
@@ -75,7 +75,7 @@ class Watched:
                     self.pruned.add(number)
             else:
                 self.running[number] = values
-                self.begun[number] = values.get("begun", 0) / max(1, values["epochs"])
+                self.begun.setdefault(number, values.get("begun", 0) / max(1, values["epochs"]))
 
     @property
     def left_s(self) -> float | None:

@@ -95,8 +95,8 @@ class Progress(Callback):
             self._told_at = time.monotonic()
             known = trainer.callback_metrics.get(f"fold/{self._score}")
             score = None if known is None else float(known)
-            epochs = {"epoch": trainer.current_epoch + 1, "epochs": trainer.max_epochs, "begun": self._begun}
-            progress.write(self._folder, **epochs, score=score)
+            epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+            progress.write(self._folder, epoch=epoch, epochs=epochs, begun=self._begun, score=score)
 
 
 class EpochLogger(Logger):
