@@ -62,7 +62,14 @@ def test_runs_table_shows_ten_runs_under_their_sweep(shown: Shown, browser: Brow
     assert printed, shown.output
     with browser.open(shown.address(printed[1])) as tab:
         tab.wait_for_selector("text=mel resnet fold 4")
-        for heading in ("best/accuracy", "best/loss", "oof/accuracy", "feature.name", "fold"):
+        for heading in (
+            "best/accuracy",
+            "best/loss",
+            "oof/accuracy",
+            "sweep/accuracy/Ensemble",
+            "feature.name",
+            "fold",
+        ):
             assert tab.get_by_role("columnheader", name=heading, exact=True).first.is_visible(), heading
         names = [f"{feature} resnet fold {fold}" for feature in ("mel", "mfcc") for fold in range(5)]
         for name in (*names, "ensemble of 10 (stack)"):
@@ -76,6 +83,19 @@ def test_runs_table_shows_ten_runs_under_their_sweep(shown: Shown, browser: Brow
     numbers = [float(text) for text in accuracies if text != "-"]
     assert len(numbers) == 10 and all(0 <= number <= 1 for number in numbers)
     assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+def test_sweeps_row_says_what_was_swept_and_how_it_ended(shown: Shown) -> None:
+    """Parameters, metrics and the picture of its curves; the experiment opens as one of model training."""
+    tracker = Tracker(f"sqlite:///{shown.folder}/mlruns/mlflow.db", "audio-mnist")
+    run = tracker.client.get_run(shown.sweep)
+    assert run.data.params == {"corpus": "tones (folder)", "swept": "feature=mel,mfcc fold=0,1,2,3,4", "runs": "10"}
+    assert run.data.metrics.keys() >= {f"sweep/accuracy/{row}" for row in ("Mel", "MFCC", "Ensemble")}
+    assert run.data.metrics["sweep/finished"] == 10 and run.data.metrics["sweep/n"] == 30
+    pictures = {file.path for file in tracker.client.list_artifacts(shown.sweep, "figures")}
+    assert "figures/training_curves.png" in pictures
+    experiment = tracker.client.get_experiment(tracker.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_chart_view_draws_the_runs(shown: Shown, browser: Browser, tmp_path: Path) -> None:

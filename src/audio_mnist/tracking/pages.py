@@ -18,7 +18,7 @@ def save_view(tracker: Tracker) -> str:
     cannot read.
     """
     metrics, params = (
-        ("best/accuracy", "best/loss", "oof/accuracy", "sweep/finished"),
+        ("best/accuracy", "best/loss", "oof/accuracy", "sweep/accuracy/Ensemble"),
         ("feature.name", "model.name", "fold", "swept"),
     )
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
