@@ -1,6 +1,7 @@
 """Sweeps on a cluster: submitit's local jobs everywhere, a real SLURM where one can be started."""
 
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +98,20 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audio_mnist.system.devices.find_spec", lambda _name: None)
     with pytest.raises(AudioMnistError, match=r"\[slurm\]"):
         launcher().check()
+
+
+def test_a_result_that_cannot_be_read_back_stops_no_other_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an exception of a person's own class; its run has the text. The others are waited for."""
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.0)
+    watching = launcher()
+    results = [tmp_path / "0.pkl", tmp_path / "1.pkl"]
+    results[0].write_bytes(b"no pickle")
+    results[1].write_bytes(pickle.dumps(("success", None)))
+    watching._waiting = {
+        n: SimpleNamespace(paths=SimpleNamespace(result_pickle=path)) for n, path in enumerate(results)
+    }
+    watching._watch(SimpleNamespace())  # ends: no job is waited for
+    assert watching._waiting == {}
 
 
 # --- submitit's local jobs
