@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from audio_mnist.config import to_plain
-from audio_mnist.data.folds import assign_folds
+from audio_mnist.data.folds import cut_folds
 from audio_mnist.data.prepare import prepare
 from tests.benchmarks.timing import PROJECT, composed, machine, real
 
@@ -24,7 +24,7 @@ def main(python: str) -> None:
     source = Path(os.environ["AUDIO_MNIST_DATA"]) / "fsdd" / "recordings"
     plain = to_plain(composed(*real()))
     corpus = prepare(plain["data"])
-    fold_of = assign_folds(corpus.manifest, **plain["folds"]).fold_of
+    fold_of = cut_folds(corpus.manifest, plain["folds"]).fold_of
     names = [Path(path).name for path in corpus.manifest["path"]]
     seconds = []
     with tempfile.TemporaryDirectory() as folder:

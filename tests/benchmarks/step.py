@@ -14,6 +14,7 @@ import logging
 import sys
 import tempfile
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,11 +23,11 @@ from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
-from audio_mnist.data.folds import assign_folds
+from audio_mnist.data.folds import cut_folds
 from audio_mnist.data.prepare import prepare
 from audio_mnist.data.split import split_clips
 from audio_mnist.system import devices
-from audio_mnist.training.classifier import Classifier
+from audio_mnist.training.classifier import Classifier, optimizer_of
 from audio_mnist.training.datamodule import ClipDataModule
 from audio_mnist.training.run import train
 from tests.benchmarks.timing import composed, machine, ratio, real
@@ -36,7 +37,7 @@ def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -
     """Seconds from the first step to the last of a loop without a framework."""
     torch.use_deterministic_algorithms(False)  # which a run before it has set for the whole process
     corpus = prepare(plain["data"])
-    split = split_clips(corpus.manifest, assign_folds(corpus.manifest, **plain["folds"]), fold=0, selection="last")
+    split = split_clips(corpus.manifest, cut_folds(corpus.manifest, plain["folds"]), fold=0, selection="last")
     rate = corpus.store.sample_rate_hz
     front_end = features.build(plain["feature"], rate)
     data = ClipDataModule(
@@ -51,8 +52,13 @@ def bare_loop(plain: dict, steps: int, *, precision: str, naive: bool = False) -
     net = models.for_feature(plain["model"], front_end, len(corpus.class_names)).train()
     layout = torch.contiguous_format if naive else torch.channels_last
     net = net.to(memory_format=layout)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=not naive, foreach=False if naive else None)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    if naive:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    else:
+        counted = SimpleNamespace(gradient_clip_val=None, estimated_stepping_batches=steps)
+        built = optimizer_of(plain["optimizer"], [net], counted)
+        optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
     batches = data.train_dataloader()
     step, began = 0, 0.0
     for epoch in range(steps):
