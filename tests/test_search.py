@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from audio_mnist.cli import _password_in
 from audio_mnist.errors import AudioMnistError, PrunedError
-from audio_mnist.sweeps import search, search_report
+from audio_mnist.sweeps import search, search_report, search_settings
 from audio_mnist.tracking.tracker import RunRecord, Tracker
 from audio_mnist.training.job import plan
 from audio_mnist.training.run import train
@@ -33,7 +33,7 @@ SEARCH = (
 
 
 def settings(**changed: object) -> dict:
-    return search.searched(composed("search=default")) | changed
+    return search_settings.searched(composed("search=default")) | changed
 
 
 # --- what is refused
@@ -55,7 +55,7 @@ def settings(**changed: object) -> dict:
 def test_check_refuses(changed: dict, message: str) -> None:
     """Each wrong key has its own message."""
     with pytest.raises(AudioMnistError, match=re.escape(message)):
-        search.check(settings(**changed), "inner")
+        search_settings.check(settings(**changed), "inner")
 
 
 def test_check_names_a_key_that_an_own_file_lacks() -> None:
@@ -63,21 +63,21 @@ def test_check_names_a_key_that_an_own_file_lacks() -> None:
     own = settings()
     del own["hours"]
     with pytest.raises(AudioMnistError, match=r"search\.hours is not set; conf/search/default\.yaml has every key"):
-        search.check(own, "inner")
+        search_settings.check(own, "inner")
 
 
 @pytest.mark.parametrize("selection", ["last", "fold"])
 def test_check_refuses_a_selection_that_would_cheat(selection: str) -> None:
     """Only an inner part may decide."""
     with pytest.raises(AudioMnistError, match=f"selection={selection}: expected inner"):
-        search.check(settings(), selection)
+        search_settings.check(settings(), selection)
 
 
 @pytest.mark.parametrize("values", [3, {"low": 1}, [], {"low": 2, "high": 1}, {"low": 0, "high": 1, "log": True}])
 def test_a_space_that_is_none_is_refused(values: object) -> None:
     """Neither a list nor a range; a range upside down; a logarithm of 0."""
     with pytest.raises(AudioMnistError, match=r"search\.space\.model\.dropout="):
-        search._distribution("model.dropout", values)
+        search_settings.distribution_of("model.dropout", values)
 
 
 def test_scored_inner_needs_an_inner_part(tone_config: Config) -> None:
@@ -148,15 +148,15 @@ def test_settings_as_given_are_the_first_trial_where_the_space_has_them(
     values: object, inside: object, outside: object
 ) -> None:
     """Lists, steps, whole numbers, logarithms."""
-    distribution = search._distribution("key", values)
-    assert search._fits(distribution, inside) and not search._fits(distribution, outside)
+    distribution = search_settings.distribution_of("key", values)
+    assert search_settings.fits(distribution, inside) and not search_settings.fits(distribution, outside)
 
 
 def test_values_are_written_as_overrides() -> None:
     """Hydra reads each back as it was."""
     values = [0.0031, 3e-05, 3, True, None, "mean_max", "a b"]
     parser = OverridesParser.create()
-    assert [parser.parse_override(f"key={search._text(value)}").value() for value in values] == values
+    assert [parser.parse_override(f"key={search_settings.as_override(value)}").value() for value in values] == values
 
 
 def test_pruning_ends_a_trial_that_is_worse(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_pruning_ends_a_trial_that_is_worse(tmp_path: Path) -> None:
     from audio_mnist.sweeps.pruning import Pruning
 
     address = str(tmp_path / "search.journal")
-    study = optuna.create_study(storage=search.open_storage(address), study_name="s")
+    study = optuna.create_study(storage=search_settings.open_storage(address), study_name="s")
     for _ in range(5):
         trial = study.ask()
         trial.report(1.0, 3)
@@ -179,7 +179,7 @@ def test_pruning_ends_a_trial_that_is_worse(tmp_path: Path) -> None:
 def test_an_unreachable_storage_is_one_error() -> None:
     """Without a traceback, and without the password."""
     with pytest.raises(AudioMnistError, match=r"search.storage=nowhere:1/x: cannot be opened") as error:
-        search.open_storage("postgresql://me:secret@nowhere:1/x")
+        search_settings.open_storage("postgresql://me:secret@nowhere:1/x")
     assert "secret" not in str(error.value)
     address = "search.storage=postgresql://me:secret@nowhere:1/x"
     typed = _password_in(["search=default", address])
@@ -198,7 +198,7 @@ def test_no_trial_is_drawn_twice() -> None:
     drawn = []
     for known, owner in ((0, "a x"), (3, "a x"), (0, "b x")):
         seed = searching(owner, [], storage="studies.journal")._seed(known, 0)
-        study = optuna.create_study(sampler=search._sampler("random", seed))
+        study = optuna.create_study(sampler=search_settings.build_sampler("random", seed))
         drawn += [study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"] for _ in range(3)]
     assert len(set(drawn)) == 9
     assert searching("a x", [])._seed(2, 1) == searching("b x", [])._seed(2, 1) == 1002  # alone: the same everywhere

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from audio_mnist.sweeps.view import View, Watched
 from audio_mnist.training import progress
+from audio_mnist.training.callbacks import Progress
 from tests.conftest import PROJECT, run_command, write_tones
 
 
@@ -59,6 +61,15 @@ def test_time_left_does_not_count_what_a_resumed_run_had_already(tmp_path: Path)
     progress.write(runs.folders[0], state="finished", score=0.9)  # 0.4 of a run took 10 s
     runs.look()
     assert runs.left_s == pytest.approx(25, abs=1)
+
+
+def test_a_run_tells_where_it_resumed(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(current_epoch=6, max_epochs=10, callback_metrics={})
+    callback = Progress(tmp_path, "accuracy")
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    trainer.current_epoch = 7
+    callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert progress.read(tmp_path) == {"epoch": 8, "epochs": 10, "begun": 6, "score": None}
 
 
 def test_a_pruned_trial_is_not_counted_as_finished(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def joined_groups(speakers: np.ndarray, recordings: np.ndarray) -> np.ndarray:
 
 
 def other_groups(unit: str) -> str:
-    """Say what helps where a class lies in one fold; without groups this cannot be."""
+    """Say what helps where all clips of a class were dealt into one fold."""
     return f"add clips of other {unit}s, or set folds.group=none" if unit else "add clips"
 
 

@@ -152,7 +152,7 @@ def _start(config: DictConfig, config_name: str, launcher: Launcher) -> Sweep:
     sweep.write()
     _report(sweep)
     launcher.expect(sweep)
-    compose.do_not_repeat()
+    compose.skip_validation()
     if settings[0]["trainer"]["progress_bar"] is not False:
         sweep.view = _view(sweep)
     return sweep
@@ -171,10 +171,10 @@ def _view(sweep: Sweep) -> view.View:
 
 
 def _check_search(config: DictConfig) -> dict[str, Any]:
-    from audio_mnist.sweeps import search
+    from audio_mnist.sweeps import search_settings
 
-    settings = search.searched(config)
-    search.check(settings, config.selection)
+    settings = search_settings.searched(config)
+    search_settings.check(settings, config.selection)
     if config.tracking.uri is None:
         raise AudioMnistError("tracking.uri=null: a search needs tracked runs, which it finds again")
     return settings

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 
@@ -11,7 +11,6 @@ from audio_mnist.errors import AudioMnistError
 from audio_mnist.tracking.uri import without_password
 
 _NUMBER = re.compile(r"(fold|seed)=(0|[1-9]\d*)")  # an override whose value nothing else in the config depends on
-
 _KEPT = 8  # compositions that a worker keeps, 0.2 MB each
 
 
@@ -35,7 +34,7 @@ def compose_all(config_name: str, overrides: list[list[str]]) -> Iterator[DictCo
         raise AudioMnistError(_explained(error, one_job)) from None
 
 
-def do_not_repeat() -> None:
+def skip_validation() -> None:
     """Let Hydra's sweeper trust `compose_all`; else it composes every job once more before the first one starts."""
     from hydra.plugins.sweeper import Sweeper
 
@@ -49,7 +48,7 @@ class SharingLoader:
         loader: Hydra's own.
     """
 
-    _composed: dict[tuple[str, ...], DictConfig] = {}  # noqa: RUF012 # of the process: each job brings a loader
+    _composed: ClassVar[dict[tuple[str, ...], DictConfig]] = {}  # of the process: each job brings a loader
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader

@@ -5,7 +5,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from audio_mnist.errors import PrunedError
-from audio_mnist.sweeps.search import build_pruner, open_storage
+from audio_mnist.sweeps.search_settings import build_pruner, open_storage
 
 
 class Pruning(Callback):

@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from audio_mnist.config import fingerprint, require
-from audio_mnist.errors import ConfigError
 from audio_mnist.sweeps.plan import Planner
+from audio_mnist.sweeps.search_settings import (
+    as_override,
+    build_pruner,
+    build_sampler,
+    distribution_of,
+    fits,
+    open_storage,
+)
 from audio_mnist.sweeps.state import Sweep
 from audio_mnist.tracking.tracker import AnyTracker, RunRecord
 from audio_mnist.training.resume import earlier_run
@@ -31,13 +38,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PRUNED = "pruned"
-_KEYS = ("trials", "per", "hours", "sampler", "pruner", "seed", "storage", "space")
 _STATES = ("finished", PRUNED, "failed", "killed", "queued again")
 _ABSENT = object()
 _JOURNAL = "search.journal"
 # attributes of a trial: what became of its run, the run's id, who runs it, whether it has the settings as given
 _ENDED, _RUN, _OWNER, GIVEN = "ended", "run", "owner", "given"
-_SEARCHED = ("feature", "model", "augment", "optimizer", "trainer", "views", "class_weights", "sampling")
 _LOOK_S = 5.0  # between two looks at the trials of other hosts
 _MOST_AT_ONCE = 4  # trials of one study at a time: a sampler that learns must see results
 
@@ -95,7 +100,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._settings, self._sweep, self._planner, self._tracker = settings, sweep, planner, tracker
         self._overrides, self.given = list(base), len(base)  # of all jobs; number of those as given
-        self._space = {key: _distribution(key, value) for key, value in settings["space"].items()}
+        self._space = {key: distribution_of(key, value) for key, value in settings["space"].items()}
         self._owner = f"{socket.gethostname()} {sweep.resume_id}"
         self._storage = open_storage(settings["storage"] or str(_journal(sweep)))
         self.studies = self._studies(base)
@@ -196,9 +201,9 @@ class Search:
                 load_if_exists=True,
             )
             known = study.get_trials(deepcopy=False)
-            study.sampler = _sampler(self._settings["sampler"], self._seed(len(known), len(studies)))
+            study.sampler = build_sampler(self._settings["sampler"], self._seed(len(known), len(studies)))
             given = self._given_values(first.settings)
-            if not known and all(_fits(self._space[key], value) for key, value in given.items()):
+            if not known and all(fits(self._space[key], value) for key, value in given.items()):
                 study.enqueue_trial(given, user_attrs={GIVEN: True}, skip_if_exists=True)
             found_by = fingerprint([first.recipe_fingerprint, fixed])
             studies.append(Study(self._name(rows), rows, [base[row] for row in rows], study, found_by))
@@ -303,7 +308,7 @@ class Search:
 
     def _settings_of(self, params: dict[str, Any], scored: str) -> list[str]:
         optimistic = ["optimistic=true"] if self.shared and scored == "fold" else []
-        return [*(f"{key}={_text(value)}" for key, value in params.items()), f"scored={scored}", *optimistic]
+        return [*(f"{key}={as_override(value)}" for key, value in params.items()), f"scored={scored}", *optimistic]
 
 
 def _ended(run: RunRecord | None) -> str:
@@ -315,98 +320,8 @@ def _ended(run: RunRecord | None) -> str:
     return PRUNED if run.tags.get("pruned") == "true" else "killed"
 
 
-def check(settings: dict[str, Any], selection: str) -> None:
-    """Check the `search` config.
-
-    Raises:
-        ConfigError: a key is wrong, epochs are not chosen on an inner part, or Optuna is not installed.
-    """
-    from audio_mnist.system.devices import require_packages
-
-    for key in settings:
-        if key not in _KEYS:
-            raise ConfigError(f"unknown config key search.{key}; it has {', '.join(_KEYS)}")
-    for key in _KEYS:
-        if key not in settings:
-            raise ConfigError(f"search.{key} is not set; conf/search/default.yaml has every key")
-    require(
-        selection == "inner",
-        "selection",
-        selection,
-        "inner with a search: settings are chosen on an inner part, so that the scored fold stays unseen",
-    )
-    trials, hours = settings["trials"], settings["hours"]
-    require(isinstance(trials, int) and trials >= 1, "search.trials", trials, "1 or more")
-    timed = hours is None or (isinstance(hours, int | float) and hours > 0)
-    require(timed, "search.hours", hours, "above 0, or null")
-    for key, values in (("per", ("fold", "all")), ("sampler", ("tpe", "random")), ("pruner", ("none", "median"))):
-        require(settings[key] in values, f"search.{key}", settings[key], " or ".join(values))
-    space = settings["space"]
-    require(isinstance(space, dict) and len(space) > 0, "search.space", space, "at least one key with its values")
-    for key in space:
-        require(
-            str(key).partition(".")[0] in _SEARCHED,
-            "search.space",
-            key,
-            f"keys of {', '.join(_SEARCHED)}; others would move clips between folds",
-        )
-    require_packages("search", "optuna")
-
-
-def _distribution(key: str, value: Any) -> "optuna.distributions.BaseDistribution":
-    from optuna import distributions
-
-    if isinstance(value, list) and value:
-        return distributions.CategoricalDistribution(value)
-    if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log", "step"}:
-        whole = all(isinstance(value[end], int) for end in ("low", "high"))
-        options: dict[str, Any] = {"log": value.get("log", False)}
-        options |= {"step": value["step"]} if value.get("step") is not None else {}
-        try:
-            if whole:
-                return distributions.IntDistribution(value["low"], value["high"], **options)
-            return distributions.FloatDistribution(float(value["low"]), float(value["high"]), **options)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"search.space.{key}={value}: {error}") from None
-    raise ConfigError(f"search.space.{key}={value}: expected a list of values, or low and high with log or step")
-
-
-def _sampler(name: str, seed: int) -> "optuna.samplers.BaseSampler":
-    import optuna
-
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
-def build_pruner(name: str) -> "optuna.pruners.BasePruner":
-    """Build the pruner of that name."""
-    import optuna
-
-    return optuna.pruners.MedianPruner(n_startup_trials=4) if name == "median" else optuna.pruners.NopPruner()
-
-
 def _journal(sweep: Sweep) -> Path:
     return (sweep.resume_dir or sweep.folder) / _JOURNAL
-
-
-def open_storage(address: str) -> "optuna.storages.BaseStorage":
-    """Open the storage of studies at an address, or at the path of a journal.
-
-    Raises:
-        ConfigError: it cannot be opened.
-    """
-    from optuna import storages
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        if "://" in address:
-            return storages.RDBStorage(address)
-        Path(address).parent.mkdir(parents=True, exist_ok=True)
-        return storages.JournalStorage(JournalFileBackend(address))
-    except Exception as error:  # whatever the database's driver raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"search.storage={address.rpartition('@')[2]}: cannot be opened ({reason})") from None
 
 
 def best_of(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
@@ -415,27 +330,3 @@ def best_of(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
 
     finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return study.best_trial if finished else None
-
-
-def _fits(distribution: Any, value: Any) -> bool:
-    """Tell whether the settings as given are a point of the space."""
-    if hasattr(distribution, "choices"):
-        return value in distribution.choices
-    if not isinstance(value, int | float) or not distribution.low <= value <= distribution.high:
-        return False
-    steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
-    return abs(steps - round(steps)) < 1e-6
-
-
-def _text(value: Any) -> str:
-    """Write a value as an override."""
-    if isinstance(value, str):
-        return f"'{value}'"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def searched(config: DictConfig) -> dict[str, Any]:
-    """Return the `search` config of a sweep, {} where there is none."""
-    settings = OmegaConf.to_container(config.get("search") or OmegaConf.create({}), resolve=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}

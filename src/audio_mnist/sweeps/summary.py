@@ -28,7 +28,7 @@ from audio_mnist.training.job import OPTIMISTIC
 from audio_mnist.training.resume import earlier_run
 
 _LISTED = 20  # most unfinished runs that are listed
-_DRAWN = 400  # most runs whose curves are drawn; reading them takes about 5 ms each
+_DRAWN = 400  # most runs with curves in one picture
 _COMPARED = 100  # most runs that a note's address of MLflow's comparison page has room for
 
 
