@@ -215,7 +215,7 @@ def test_a_sweep_on_slurm_survives_all_and_gives_the_table_of_one_machine(tmp_pa
     first.send_signal(signal.SIGINT)
     output = first.communicate(timeout=300)[0]
     assert first.returncode == 130 and "cancelling" in output, output
-    assert asked("squeue", "-h", "-p", "main", "-o", "%i") == []
+    assert asked("squeue", "-h", "-p", "main", "-o", "%i") == [], output
     assert "RUNNING" not in {run.status for run in tracker.search()}, output
 
     # a node is pre-empted, and a job on the other one is killed

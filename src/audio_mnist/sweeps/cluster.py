@@ -37,7 +37,7 @@ _ASK_S = 10.0  # between two questions to the cluster
 _LIVING = ("READY", "PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "COMPLETING", "SUSPENDED", "RESIZING")
 _LAST_S = 15.0  # its result may still be on its way
 _GRACE_S = {"PREEMPTED": 60.0, "UNKNOWN": 60.0, "NODE_FAIL": 60.0}  # queued again, or too new to be known
-_END_S = 60.0  # longest wait for cancelled jobs
+_END_S = 180.0  # longest wait for cancelled jobs; over 60 s was seen on a busy machine
 # settings that submitit has for every kind of cluster
 _SHARED = (
     *("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
@@ -281,7 +281,7 @@ class ClusterLauncher(Launcher):
             joins = "the same command joins them again" if sweep.resume_dir else "with resume=false nothing joins them"
             log.info("%d jobs stay in the cluster; %s", len(self._waiting), joins)
             return
-        log.info("cancelling %d jobs", len(self._waiting))
+        log.info("cancelling %d jobs; Ctrl-C again does not wait for their end", len(self._waiting))
         deadline = time.monotonic() + _END_S
         with contextlib.suppress(KeyboardInterrupt):  # asked for a second time: they end by themselves
             with self._signals_wait():
@@ -289,6 +289,8 @@ class ClusterLauncher(Launcher):
                     job.cancel(check=False)
             while self._in_queue(self._waiting) and time.monotonic() < deadline:
                 time.sleep(_LOOK_S)
+        if left := self._in_queue(self._waiting):
+            log.warning("%d cancelled jobs have not ended yet; squeue shows them", len(left))
         self._waiting = {}
 
     @contextlib.contextmanager
