@@ -92,11 +92,25 @@ def _move(connection: sqlite3.Connection, old: str, new: str) -> None:
 
 
 def _create_database(path: Path, artifacts: str) -> None:
-    connect(f"sqlite:///{path}")  # makes the logs quiet
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
-    store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
-    store._dispose_engine()
+    # MLflow commits some 300 times; nobody uses the file yet, so only the last commit must reach the disk
+    event.listen(Engine, "connect", _without_waiting)
+    try:
+        connect(f"sqlite:///{path}")  # makes the logs quiet
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        store = SqlAlchemyStore(f"sqlite:///{path}", artifacts)
+        store._dispose_engine()
+    finally:
+        event.remove(Engine, "connect", _without_waiting)
     # with a write-ahead log readers do not wait for a writer, and a commit takes half the time
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=wal")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _without_waiting(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA synchronous=off")
