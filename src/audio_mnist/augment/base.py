@@ -15,8 +15,8 @@ class Draws:
     """Random numbers for the clips of one or more training steps, each step from a generator of its own.
 
     A clip's numbers depend on its step alone, not on the steps that are computed
-    with it. They are drawn on the CPU and copied, so that a GPU neither waits nor
-    draws others.
+    with it. All but normal numbers are drawn on the CPU and copied, so that a GPU
+    neither waits nor draws others.
 
     Args:
         rngs: a generator per step.
@@ -65,9 +65,7 @@ class Draws:
         return self.put(self.on_cpu(lambda rng, n: rng.integers(below, size=(n, *shape))))
 
     def normal(self, *shape: int) -> Tensor:
-        """Draw (clips, *shape) float32 normal numbers; a GPU draws them, since there may be many."""
-        if self._device.type != "cuda":
-            return self.put(self.on_cpu(lambda rng, n: rng.standard_normal((n, *shape), dtype=np.float32)))
+        """Draw (clips, *shape) float32 normal numbers on the clips' device, by torch: there may be many."""
         parts = []
         for rng, count in zip(self._rngs, self._counts, strict=True):
             generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
-from torchaudio.functional import add_noise
 
 from audio_mnist.augment.base import Augmentation, Draws
 from audio_mnist.config import require
@@ -237,9 +236,10 @@ class _Additive(Augmentation):
 
     def augment(self, x: Tensor, draws: Draws) -> Tensor:
         noise = self.noise(x, draws)
-        # silent noise, or a silent clip, has no ratio
-        audible = (_norm(noise) > 0) & (_norm(x) > 0)
-        return torch.where(audible, add_noise(x, noise, draws.uniform(*self.snr_db, 1)), x)
+        # silent noise has no ratio; torchaudio's add_noise reads everything twice
+        level = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        loudness = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * 10 ** (-draws.uniform(*self.snr_db, 1, 1) / 20)
+        return torch.addcmul(x, noise, torch.where(level > 0, loudness / level, 0))
 
     def noise(self, x: Tensor, draws: Draws) -> Tensor:
         """Return noise in the shape of `x`, at any level."""
@@ -328,10 +328,6 @@ class Background(_Additive):
         shift = (draws.uniform(0, 1, 1) * size).long()
         samples = begin + (shift + torch.arange(x.shape[-1], device=x.device)) % size  # a short recording repeats
         return self.samples[samples].unsqueeze(1)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
