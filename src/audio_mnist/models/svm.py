@@ -119,9 +119,9 @@ class SVM(Model):
         ends = np.cumsum([0, *svc.n_support_])
         weights = np.zeros((len(svc.support_), len(self.pairs)))
         for number, (first, second) in enumerate(self.pairs):  # libsvm's order of coefficients
-            for own, other in ((first, second), (second, first)):
-                row = other - 1 if other > own else other
-                weights[ends[own] : ends[own + 1], number] = svc.dual_coef_[row, ends[own] : ends[own + 1]]
+            for one, other in ((first, second), (second, first)):
+                row = other - 1 if other > one else other
+                weights[ends[one] : ends[one + 1], number] = svc.dual_coef_[row, ends[one] : ends[one + 1]]
         bias = svc.intercept_
         if self.classes == 2:  # scikit-learn turns the sign of the only pair
             weights, bias = -weights, -bias

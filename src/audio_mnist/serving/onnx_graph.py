@@ -101,7 +101,7 @@ def _mixed(mixture: Mixture, members: Tensor) -> Tensor:
     mean = members.mean(dim=0)
     if mixture.combine == "stack":
         rows = [[i for i, of in enumerate(mixture.recipes) if of == recipe] for recipe in mixture.weights]
-        means = torch.stack([members[own].mean(dim=0) for own in rows])  # (recipes, B, C)
+        means = torch.stack([members[numbers].mean(dim=0) for numbers in rows])  # (recipes, B, C)
         weights = torch.tensor(list(mixture.weights.values()))[:, None, None]
         p = (weights * means.clamp_min(LEAST).log()).sum(dim=0).softmax(dim=1)
     elif mixture.combine == "logit_mean":

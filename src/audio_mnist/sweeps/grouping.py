@@ -147,8 +147,8 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
         families = [None if by_itself else family_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
         modes = ([MODE] if job.settings["trainer"]["together"] else [] for job in jobs)
         numbered = [
-            (initial_job_idx + number, [*own, *mode])
-            for number, (own, mode) in enumerate(zip(job_overrides, modes, strict=True))
+            (initial_job_idx + number, [*overrides, *mode])
+            for number, (overrides, mode) in enumerate(zip(job_overrides, modes, strict=True))
         ]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
         done = Parallel(**settings)(

@@ -216,9 +216,9 @@ class Search:
 
     def _name(self, rows: list[int]) -> str:
         texts = [one.overrides.split() for one in self._sweep.jobs]
-        own = [one for one in texts[rows[0]] if not all(one in other for other in texts)]
-        own = [one for one in own if not (self.shared and one.startswith("fold="))]
-        return " ".join(own) or ("all folds" if self.shared else f"fold={self._sweep.jobs[rows[0]].job.fold}")
+        differing = [one for one in texts[rows[0]] if not all(one in other for other in texts)]
+        differing = [one for one in differing if not (self.shared and one.startswith("fold="))]
+        return " ".join(differing) or ("all folds" if self.shared else f"fold={self._sweep.jobs[rows[0]].job.fold}")
 
     def _given_values(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the settings as given, for the keys of the space."""
@@ -239,8 +239,8 @@ class Search:
                 optuna.Trial(one.study, trial._trial_id).set_user_attr(_ENDED, "queued again")
                 one.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
                 if trial.params:
-                    own = {GIVEN: True} if trial.user_attrs.get(GIVEN) else None
-                    one.study.enqueue_trial(trial.params, user_attrs=own)
+                    attributes = {GIVEN: True} if trial.user_attrs.get(GIVEN) else None
+                    one.study.enqueue_trial(trial.params, user_attrs=attributes)
 
     def _round(self, due: Sequence[Study], launcher: Any) -> None:
         """Ask each study for trials until all workers are busy, run them, tell the studies."""

@@ -159,7 +159,7 @@ class View:
             _follow_stdout()
 
     def _run(self) -> None:
-        said, told = time.monotonic(), set[int]()
+        printed_at, told = time.monotonic(), set[int]()
         while not self._stopped.wait(_LOOK_S):
             self._watched.look()
             for number, reason in self._watched.failures.items():
@@ -169,8 +169,8 @@ class View:
             told &= self._watched.failures.keys()  # a job that was queued again may fail again
             if self._live is not None:
                 self._live.update(self._table(), refresh=True)
-            elif time.monotonic() - said >= _LINE_S:
-                said = time.monotonic()
+            elif time.monotonic() - printed_at >= _LINE_S:
+                printed_at = time.monotonic()
                 now = [described(self._watched.names[n], v) for n, v in list(self._watched.running.items())[:4]]
                 log.info("%s", "; ".join([self._watched.line(), *now]))
 

@@ -33,10 +33,10 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # one after another: a batched product has other bits
-        own = zip(
+        layers = zip(
             *(of_all.chunk(self.nets, dim) for of_all, dim in ((x, 1), (self.weight, 0), (self.bias, 0))), strict=True
         )
-        return torch.cat([functional.linear(*one) for one in own], dim=1)
+        return torch.cat([functional.linear(*one) for one in layers], dim=1)
 
 
 class GroupedRowNorm(RowNorm):
@@ -213,9 +213,9 @@ def _grouped(module: nn.Module, parts: Sequence, generators: Sequence[torch.Gene
 def _share_parameters(new: nn.Module, parts: Sequence[nn.Module]) -> None:
     for name, whole in new.named_parameters(recurse=False):
         for part, share in zip(parts, whole.data.chunk(len(parts)), strict=True):
-            own = getattr(part, name)
-            share.copy_(own.data)
-            own.data = share
+            values = getattr(part, name)
+            share.copy_(values.data)
+            values.data = share
 
 
 def _share_buffers(new: nn.Module, parts: Sequence[nn.Module], *, dim: int) -> None:

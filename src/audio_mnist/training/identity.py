@@ -21,12 +21,12 @@ def used_recipe(settings: dict[str, Any]) -> dict[str, Any]:
     `auto` and `cpu` are the same on a machine without a GPU, and differ on one
     with a GPU.
     """
-    own, asked = recipe(settings), settings["trainer"]
+    given, asked = recipe(settings), settings["trainer"]
     used = {
         "accelerator": devices.kind(asked["accelerator"]),
         "precision": devices.precision(asked["precision"], asked["accelerator"]),
     }
-    return own | {"trainer": own["trainer"] | used}
+    return given | {"trainer": given["trainer"] | used}
 
 
 def job_key(settings: dict[str, Any], corpus_fingerprint: str, fold_fingerprint: str) -> str:

@@ -119,8 +119,8 @@ class Together(LightningModule):
         x = torch.cat([x for x, _ in batch], dim=1)  # (B, K C, F, N)
         logits = self.net(x.contiguous(memory_format=torch.channels_last)).chunk(len(batch), dim=1)
         losses = [
-            member.parts.classifier.training_loss(own, targets)
-            for member, own, (_, targets) in zip(self._members, logits, batch, strict=True)
+            member.parts.classifier.training_loss(of_member, targets)
+            for member, of_member, (_, targets) in zip(self._members, logits, batch, strict=True)
         ]
         return torch.stack(losses).sum()
 
@@ -180,25 +180,25 @@ def _save(trainer: Trainer, members: Sequence[Member]) -> None:
     whole = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     for number, member in enumerate(members):
         classifier = member.parts.classifier
-        own = whole | {
+        state = whole | {
             "state_dict": {name: value.clone() for name, value in classifier.state_dict().items()},
             "optimizer_states": [_share(state, number, len(members)) for state in whole["optimizer_states"]],
             classifier.CHECKPOINT_HYPER_PARAMS_NAME: classifier._hparams_name,
             classifier.CHECKPOINT_HYPER_PARAMS_KEY: dict(classifier.hparams),
         }
-        torch.save(own, member.workplace.folder / PENDING)
+        torch.save(state, member.workplace.folder / PENDING)
 
 
 def _share(state: dict[str, Any], number: int, members: int) -> dict[str, Any]:
     """Return one member's share of the optimiser's state: each parameter group lists member after member."""
     groups: list[dict[str, Any]] = []
-    own: dict[int, Any] = {}
+    index_of: dict[int, Any] = {}
     for weights in state["param_groups"]:
         count = len(weights["params"]) // members
-        numbers = [len(own) + place for place in range(count)]
-        own |= dict(zip(numbers, weights["params"][number * count :][:count], strict=True))
+        numbers = [len(index_of) + place for place in range(count)]
+        index_of |= dict(zip(numbers, weights["params"][number * count :][:count], strict=True))
         groups.append(weights | {"params": numbers})
-    known = {place: state["state"][index] for place, index in own.items() if index in state["state"]}
+    known = {place: state["state"][index] for place, index in index_of.items() if index in state["state"]}
     return state | {"state": known, "param_groups": groups}
 
 
@@ -262,16 +262,16 @@ def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitS
     # never wait for a lock while others are held: two groups could wait for each other
     if locks.is_held(resume_dir(job.settings), job.key):
         return None
-    with contextlib.ExitStack() as own:
+    with contextlib.ExitStack() as opening:
         tracker = connect(job.settings["tracking"]["uri"], job.settings["tracking"]["experiment"])
-        claimed = own.enter_context(claim(job, tracker))
+        claimed = opening.enter_context(claim(job, tracker))
         finished = claimed.earlier is not None and claimed.earlier.status == "FINISHED"
         if finished or claimed.workplace.last()[0] is not None:
             return None
         seed_everything(job.settings["seed"], verbose=False)
         parts = build(job, alone=False)
         opened = run.open_run(tracker, job, claimed, parent_id)
-        own.enter_context(run.ending(opened))
+        opening.enter_context(run.ending(opened))
         folder.mkdir(exist_ok=True)
-        stack.enter_context(own.pop_all())
+        stack.enter_context(opening.pop_all())
         return Member(job, parts, claimed.workplace, opened, folder)
