@@ -196,6 +196,27 @@ def test_filter_is_smooth_and_bounded(noise_folder: Path) -> None:
     assert gain_db.diff(dim=1).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("name", ["filter", "noise"])
+def test_transforms_have_fast_lengths(name: str, noise_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of 7,919 samples, a prime number, is transformed as 8,000; the clips keep their length and their ratio."""
+    inverse, lengths = torch.fft.irfft, []
+
+    def noted(spectrum: torch.Tensor, n: int) -> torch.Tensor:
+        lengths.append(n)
+        return inverse(spectrum, n=n)
+
+    monkeypatch.setattr(torch.fft, "irfft", noted)
+    change = {"snr_low_db": 10.0, "snr_high_db": 10.0} if name == "noise" else {"strength_db": 0.0}
+    x = tone(4)[:, :, :7919]
+    changed = build(name, noise_folder, **change)(x)
+    assert lengths == [8000] and changed.shape == x.shape
+    added = (changed - x).square().sum(-1)
+    if name == "noise":
+        assert torch.allclose(10 * torch.log10(x.square().sum(-1) / added), torch.tensor(10.0), atol=0.01)
+    else:
+        assert added.max() < 1e-6
+
+
 def test_spec_augment_masks_with_the_mean(noise_folder: Path) -> None:
     """Whole rows or frames of each row's mean over the clip, the same in all channels, at most as wide as it says."""
     module = build("spec_augment", noise_folder, rows=0.125, frames=0.0, masks=1)
