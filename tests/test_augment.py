@@ -198,7 +198,7 @@ def test_filter_is_smooth_and_bounded(noise_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["filter", "noise"])
 def test_transforms_have_fast_lengths(name: str, noise_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window of 7,919 samples, a prime number, is transformed as 8,000; the clips keep their length and their ratio."""
+    """A window of 7,919 samples, a prime number, is transformed as 8,000; clips keep their length and their ratio."""
     inverse, lengths = torch.fft.irfft, []
 
     def noted(spectrum: torch.Tensor, n: int) -> torch.Tensor:
