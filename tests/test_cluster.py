@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,6 +114,21 @@ def test_a_result_that_cannot_be_read_back_stops_no_other_job(monkeypatch: pytes
     }
     watching._watch(SimpleNamespace())  # ends: no job is waited for
     assert watching._waiting == {}
+
+
+@pytest.mark.parametrize("answer", [KeyboardInterrupt, {0}], ids=["Ctrl-C again", "jobs that remain"])
+def test_cancelling_ends(answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A second Ctrl-C, or jobs that do not end: the sweep leaves, names what may still run, and knows no living job."""
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.0)
+    monkeypatch.setattr(cluster, "_END_S", 0.0)
+    cancelled: list[bool] = []
+    leaving = launcher()
+    leaving._waiting = {0: SimpleNamespace(cancel=lambda check: cancelled.append(check))}
+    monkeypatch.setattr(leaving, "_in_queue", Mock(side_effect=[answer]))
+    with caplog.at_level("WARNING"):
+        leaving._interrupted(SimpleNamespace())
+    assert cancelled == [False] and leaving.living == set()
+    assert "1 cancelled jobs may still run" in caplog.text
 
 
 # --- submitit's local jobs

@@ -281,17 +281,19 @@ class ClusterLauncher(Launcher):
             joins = "the same command joins them again" if sweep.resume_dir else "with resume=false nothing joins them"
             log.info("%d jobs stay in the cluster; %s", len(self._waiting), joins)
             return
-        log.info("cancelling %d jobs; Ctrl-C again does not wait for their end", len(self._waiting))
-        deadline = time.monotonic() + _END_S
-        with contextlib.suppress(KeyboardInterrupt):  # asked for a second time: they end by themselves
-            with self._signals_wait():
-                for job in self._waiting.values():
-                    job.cancel(check=False)
-            while self._in_queue(self._waiting) and time.monotonic() < deadline:
-                time.sleep(_LOOK_S)
-        if left := self._in_queue(self._waiting):
-            log.warning("%d cancelled jobs have not ended yet; squeue shows them", len(left))
-        self._waiting = {}
+        log.info("cancelling %d jobs; press Ctrl-C again to leave without waiting for their end", len(self._waiting))
+        deadline, left = time.monotonic() + _END_S, set(self._waiting)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # asked for a second time: they end by themselves
+                with self._signals_wait():
+                    for job in self._waiting.values():
+                        job.cancel(check=False)
+                while (left := self._in_queue(self._waiting)) and time.monotonic() < deadline:
+                    time.sleep(_LOOK_S)
+        finally:
+            self._waiting = {}
+        if left:
+            log.warning("%d cancelled jobs may still run", len(left))
 
     @contextlib.contextmanager
     def _jobs_file(self, sweep: state.Sweep) -> Iterator[dict[str, dict[str, str]]]:
