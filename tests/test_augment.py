@@ -165,6 +165,13 @@ def test_noise_has_the_drawn_ratio(name: str, noise_folder: Path) -> None:
     assert snr_db.min() > 4.99 and snr_db.max() < 20.01 and snr_db.min() < 6 and snr_db.max() > 19
 
 
+def test_silent_noise_adds_nothing(noise_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of zeros has no level; the clips stay as they are."""
+    module = build("noise", noise_folder)
+    monkeypatch.setattr(module, "noise", lambda x, _draws: torch.zeros_like(x))
+    assert torch.equal(module(tone()), tone())
+
+
 @pytest.mark.parametrize(("slope", "expected_db"), [(0.0, 0.0), (1.0, -3.01), (2.0, -6.02)])
 def test_noise_falls_by_its_slope(noise_folder: Path, slope: float, expected_db: float) -> None:
     """White noise has as much power in each bin an octave up, pink half, brown a quarter."""

@@ -1,15 +1,19 @@
 """The tracking store: created once, shared, closed cleanly, refused clearly."""
 
+import contextlib
 import multiprocessing
 import sqlite3
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, text
 
 from audio_mnist.ensembles.members import latest_sweep
 from audio_mnist.errors import RunError
 from audio_mnist.tracking import backend
+from audio_mnist.tracking import sqlite as tracking_sqlite
 from audio_mnist.tracking.run import list_of
 from audio_mnist.tracking.tracker import Tracker
 
@@ -40,6 +44,19 @@ def test_tracker_by_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
     assert logged == dict.fromkeys(ids, 50)
     assert len(experiments) == 1
     assert all(record and record.status == "FINISHED" for record in map(Tracker(uri, "audio-mnist").get, ids))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_the_creation_does_not_wait_for_the_disk(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later connections wait for it as SQLite does by default, also after a creation that failed."""
+    if fails:
+        monkeypatch.setattr(tracking_sqlite, "connect", Mock(side_effect=RuntimeError))
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        tracking_sqlite._create_database(tmp_path / "new.db", "file:///artifacts")
+    with create_engine(f"sqlite:///{tmp_path}/other.db").connect() as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
 
 
 def test_tracker_keeps_runs_under_their_sweep(tmp_path: Path) -> None:

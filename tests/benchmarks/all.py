@@ -1,4 +1,4 @@
-"""The figures of docs/speed.md that two cores give in half an hour: python -m tests.benchmarks.all
+"""The figures of docs/speed.md that two cores give in ten minutes: python -m tests.benchmarks.all
 
 Each part prints what it measures. A table of all follows.
 """

@@ -15,8 +15,8 @@ class Draws:
     """Random numbers for the clips of one or more training steps, each step from a generator of its own.
 
     A clip's numbers depend on its step alone, not on the steps that are computed
-    with it. All but normal numbers are drawn on the CPU and copied, so that a GPU
-    neither waits nor draws others.
+    with it. All numbers but normal ones are drawn on the CPU and copied. So a GPU
+    does not wait, and has the same numbers.
 
     Args:
         rngs: a generator per step.

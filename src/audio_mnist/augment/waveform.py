@@ -245,10 +245,10 @@ class _Additive(Augmentation):
 
     def augment(self, x: Tensor, draws: Draws) -> Tensor:
         noise = self.noise(x, draws)
-        # silent noise has no ratio; torchaudio's add_noise reads everything twice
+        # silent noise has no ratio. Not torchaudio's add_noise: it computes both norms a second time
         level = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        loudness = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * 10 ** (-draws.uniform(*self.snr_db, 1, 1) / 20)
-        return torch.addcmul(x, noise, torch.where(level > 0, loudness / level, 0))
+        wanted = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * 10 ** (-draws.uniform(*self.snr_db, 1, 1) / 20)
+        return torch.addcmul(x, noise, torch.where(level > 0, wanted / level, 0))
 
     def noise(self, x: Tensor, draws: Draws) -> Tensor:
         """Return noise in the shape of `x`, at any level."""

@@ -181,10 +181,10 @@ def _by_fold(
     parts = {fold: fold_of == fold for fold in sorted(set(fold_of.tolist()))}
     return {
         label: {
-            fold: float(np.mean([measures.value(measure, truth[part], one[part], classes) for one in seeds]))
+            fold: float(np.mean([measures.value(measure, truth[part], one[part], classes) for one in per_seed]))
             for fold, part in parts.items()
         }
-        for label, seeds in answers.items()
+        for label, per_seed in answers.items()
     }
 
 
@@ -197,8 +197,8 @@ def _scores(
 ) -> dict[str, dict[str, Score]]:
     return {
         measure: {
-            label: intervals.average([measures.score(measure, truth, one, classes, groups) for one in seeds])
-            for label, seeds in answers.items()
+            label: intervals.average([measures.score(measure, truth, one, classes, groups) for one in per_seed])
+            for label, per_seed in answers.items()
         }
         for measure in ordered
     }

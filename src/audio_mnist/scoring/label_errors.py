@@ -18,9 +18,9 @@ def quality(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     array([0.9, 0.2])
     """
     rows = np.arange(len(labels))
-    labelled, others = probabilities[rows, labels], probabilities.copy()
+    given, others = probabilities[rows, labels], probabilities.copy()
     others[rows, labels] = -np.inf
-    return (labelled - others.max(axis=1) + 1) / 2
+    return (given - others.max(axis=1) + 1) / 2
 
 
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -39,11 +39,11 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     array([False, False, False, False,  True])
     """
     classes = probabilities.shape[1]
-    labelled = labels[:, None] == np.arange(classes)
+    is_label = labels[:, None] == np.arange(classes)
     means = np.full(classes, np.inf)  # no clip is confidently of a class that no label names
     for number in np.unique(labels):
         means[number] = probabilities[labels == number, number].mean()
     confident = np.where(probabilities >= means, probabilities, -np.inf)
     found = np.isfinite(confident).any(axis=1)
-    other = ~labelled[np.arange(len(labels)), confident.argmax(axis=1)]
+    other = ~is_label[np.arange(len(labels)), confident.argmax(axis=1)]
     return found & other & (probabilities.argmax(axis=1) != labels)

@@ -158,9 +158,9 @@ def _likelihood(counts: np.ndarray, clips: np.ndarray, logits: np.ndarray) -> np
     # the others: each speaker's likelihood, averaged over the normal distribution of its logit
     step = np.clip(1.5 / np.sqrt(n.max()), 0.01, 0.07)
     theta = np.arange(-14, 14, step)
-    likelihood = -x[:, None] * np.logaddexp(0, -theta) - (n - x)[:, None] * np.logaddexp(0, theta)
-    highest = likelihood.max(axis=1, keepdims=True)
-    likelihood = np.exp(likelihood - highest)
+    log_likelihood = -x[:, None] * np.logaddexp(0, -theta) - (n - x)[:, None] * np.logaddexp(0, theta)
+    highest = log_likelihood.max(axis=1, keepdims=True)
+    likelihood = np.exp(log_likelihood - highest)
     for number in range(1, len(SPREADS)):
         means, shares = _means(number)
         density = np.exp(-0.5 * ((theta[:, None] - np.interp(logits, shares, means)) / SPREADS[number]) ** 2)

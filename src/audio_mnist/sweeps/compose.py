@@ -65,9 +65,9 @@ class SharingLoader:
             self._composed[key] = self._loader.load_sweep_config(master_config, sweep_overrides)
         cfg = _numbered(self._composed[key], sweep_overrides)
         job, parsed = cfg.hydra.job, OverridesParser.create().parse_overrides(sweep_overrides)
-        of_task = [override for override in parsed if not override.is_hydra_override()]
-        cfg.hydra.overrides.task = [override.input_line for override in of_task]
-        job.override_dirname = get_overrides_dirname(of_task, **job.config.override_dirname)
+        task_overrides = [override for override in parsed if not override.is_hydra_override()]
+        cfg.hydra.overrides.task = [override.input_line for override in task_overrides]
+        job.override_dirname = get_overrides_dirname(task_overrides, **job.config.override_dirname)
         return cfg
 
 

@@ -91,8 +91,8 @@ def settings_files(search: Search, jobs: Sequence[PlannedJob]) -> tuple[dict[str
             fold = jobs[study.rows[0]].job.fold
             name = _free(feature if search.shared else f"{feature}_fold{fold}", found_by, files)
             comment = f"Winner of the study {study.name}: inner loss {study.study.best_value:.4f}."
-            of_fold = {"optimistic": True} if search.shared else {"fold": fold}
-            files[name] = _yaml(params | of_fold, study.base[0], comment)
+            scope = {"optimistic": True} if search.shared else {"fold": fold}
+            files[name] = _yaml(params | scope, study.base[0], comment)
         base = winners[0][0].base[0]
         if len(winners) > 1:
             name = _free(feature, found_by, files)

@@ -112,5 +112,6 @@ def _create_database(path: Path, artifacts: str) -> None:
         os.fsync(file.fileno())
 
 
-def _without_waiting(connection: sqlite3.Connection, _: object) -> None:
-    connection.execute("PRAGMA synchronous=off")
+def _without_waiting(connection: object, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):  # of any engine of this process
+        connection.execute("PRAGMA synchronous=off")

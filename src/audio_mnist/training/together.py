@@ -119,8 +119,8 @@ class Together(LightningModule):
         x = torch.cat([x for x, _ in batch], dim=1)  # (B, K C, F, N)
         logits = self.net(x.contiguous(memory_format=torch.channels_last)).chunk(len(batch), dim=1)
         losses = [
-            member.parts.classifier.training_loss(of_member, targets)
-            for member, of_member, (_, targets) in zip(self._members, logits, batch, strict=True)
+            member.parts.classifier.training_loss(member_logits, targets)
+            for member, member_logits, (_, targets) in zip(self._members, logits, batch, strict=True)
         ]
         return torch.stack(losses).sum()
 
@@ -180,13 +180,13 @@ def _save(trainer: Trainer, members: Sequence[Member]) -> None:
     whole = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     for number, member in enumerate(members):
         classifier = member.parts.classifier
-        state = whole | {
+        checkpoint = whole | {
             "state_dict": {name: value.clone() for name, value in classifier.state_dict().items()},
             "optimizer_states": [_share(state, number, len(members)) for state in whole["optimizer_states"]],
             classifier.CHECKPOINT_HYPER_PARAMS_NAME: classifier._hparams_name,
             classifier.CHECKPOINT_HYPER_PARAMS_KEY: dict(classifier.hparams),
         }
-        torch.save(state, member.workplace.folder / PENDING)
+        torch.save(checkpoint, member.workplace.folder / PENDING)
 
 
 def _share(state: dict[str, Any], number: int, members: int) -> dict[str, Any]:
