@@ -66,7 +66,7 @@ def test_sweep_returns_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("overrides", "error", "message"),
     [
         ("fold=9", ConfigError, "fold=9 does not exist: folds.count=5, so fold is 0 to 4"),
-        ("feature=nonsense", ConfigError, "Could not find 'feature/nonsense'"),
+        ("feature=nonsense", ConfigError, "feature=nonsense: expected one of gammatone"),
         ("data=folder data.root=gone", DataError, "data.root=.*gone: no such folder"),
     ],
 )

@@ -174,9 +174,10 @@ def _compose(name: str, overrides: list[str], folder: str = "") -> DictConfig:
     from hydra.errors import HydraException
 
     import audio_mnist.sweeps.launchers  # noqa: F401 # conf/ refers to its resolver
+    from audio_mnist.cli import explained
 
     try:
         with initialize_config_dir(str(_project() / "conf" / folder), version_base="1.3"):
             return compose(name, overrides)
     except HydraException as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(explained(error, _project() / f"{name}.py")) from None

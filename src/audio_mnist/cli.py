@@ -1,20 +1,23 @@
 """The command line: one table of commands, messages, exit statuses. Nothing heavy is imported here."""
 
 import contextlib
+import difflib
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from hydra._internal import utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from audio_mnist import schema
 from audio_mnist.errors import AudioMnistError, PrunedError
@@ -59,6 +62,7 @@ def run(main: Callable[[], Any]) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     status = 1
+    hydra_utils.run_and_report = _reporting(hydra_utils.run_and_report)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: finished runs are kept and reported
     try:
         main()
@@ -80,6 +84,72 @@ def run(main: Callable[[], Any]) -> int:
             print(f"error: {error}", file=sys.stderr)
             unfinished = 1
     return status or int(unfinished > 0)
+
+
+def _reporting(hydras: Callable[[Any], Any]) -> Any:
+    """Return Hydra's report of errors with other words about overrides that cannot be used."""
+
+    def guarded(function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except (ConfigCompositionException, OverrideParseException) as error:
+            sys.exit(f"error: {explained(error, Path(sys.argv[0]))}")
+
+    return lambda function: hydras(lambda: guarded(function))
+
+
+def explained(error: HydraException, command: Path) -> str:
+    """Turn Hydra's error about an override into what is wrong and the remedy.
+
+    Args:
+        error: Hydra's error.
+        command: the command's file, beside conf/.
+
+    >>> explained(HydraException("Ambiguous value for argument 'fold=0,1'"), Path("train.py"))
+    'fold=0,1: several values; add -m to train every combination'
+    """
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{key}: expected KEY=VALUE; python {command.name} --help lists the keys"
+        return f"{key}={value}: a character of the value has a special meaning; quote it twice, \"{key}='{value}'\""
+    if unknown := re.match(r"Could not override '([^']+)'", text):
+        return _unknown_key(unknown[1], command)
+    if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        key, values = several.groups()
+        train = command.name == "train.py"
+        remedy = "add -m to train every combination" if train else f"give a list, '{key}=[{values}]'"
+        return f"{key}={values}: several values; {remedy}"
+    if missing := re.search(r"Could not find '(.+)/(.*)'\n\nAvailable options in .*:\n((?:\t.*\n?)+)", text):
+        group, choice, options = missing.groups()
+        return f"{group}={choice}: expected one of {', '.join(options.split())}"
+    return text
+
+
+def _unknown_key(key: str, command: Path) -> str:
+    """Name the keys that resemble an unknown one, or the choices that have it."""
+    name, conf = command.stem, command.parent / "conf"
+    whole = _keys([path for path in (conf / f"{name}.yaml", conf / name / f"{name}.yaml") if path.exists()])
+    groups = {one for default in whole.pop("defaults", []) if isinstance(default, dict) for one in default}
+    group, _, leaf = key.rpartition(".")
+    if group in groups:
+        files = sorted((conf / group).glob("*.yaml"))
+        if owners := [file.stem for file in files if leaf in _keys([file]) and not file.stem.startswith("_")]:
+            return f"{key}: no such key with the chosen {group}; it belongs to {group}={', '.join(owners)}"
+        known = {f"{group}.{one}" for one in _keys(files)}
+    else:
+        known = {*whole, *(one for one in groups if not one.startswith("override "))}
+    similar = difflib.get_close_matches(key, sorted(known))
+    remedy = f"did you mean {' or '.join(similar)}?" if similar else f"python {command.name} --help lists the keys"
+    return f"unknown config key {key}; {remedy}"
+
+
+def _keys(files: list[Path]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file)))
+    return merged
 
 
 def _password_in(arguments: list[str]) -> str | None:

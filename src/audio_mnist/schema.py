@@ -189,12 +189,16 @@ def validate_train(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: names the key, the value and what was expected.
     """
+    for group in ("data", "feature", "model", "optimizer", "trainer"):
+        if group not in cfg:  # such as ~feature
+            raise ConfigError(f"{group} is not set: give {group}=NAME, a file of conf/{group}/")
     cfg = typed(TrainConfig, cfg)
     _check_folds(cfg)
     require(cfg.score in SCORES, "score", cfg.score, "one of " + ", ".join(SCORES))
     require(cfg.class_weights in CLASS_WEIGHTS, "class_weights", cfg.class_weights, "none or balanced")
     require(cfg.sampling in SAMPLINGS, "sampling", cfg.sampling, "plain or balanced")
-    _check_data(cfg)
+    _check_data(cfg.data)
+    _check_views(cfg)
     _check_trainer(cfg)
     _check_optimizer(cfg)
     return cfg
@@ -223,13 +227,16 @@ def _check_folds(cfg: DictConfig) -> None:
     require(cfg.resume_every_s >= 0, "resume_every_s", cfg.resume_every_s, "0 or more")
 
 
-def _check_data(cfg: DictConfig) -> None:
-    data = cfg.data
+def _check_data(data: DictConfig) -> None:
     require(data.on_bad_clip in ("error", "skip"), "data.on_bad_clip", data.on_bad_clip, "error or skip")
     require(data.copies in ("sound", "samples"), "data.copies", data.copies, "sound or samples")
-    for key, value in (("sample_rate_hz", data.sample_rate_hz), ("clip_s", data.clip_s)):
-        require(value is None or value > 0, f"data.{key}", value, "above 0, or null")
+    rate_hz, clip_s = data.sample_rate_hz, data.clip_s
+    require(rate_hz is None or 1000 <= rate_hz <= 384_000, "data.sample_rate_hz", rate_hz, "1000 to 384000, or null")
+    require(clip_s is None or clip_s > 0, "data.clip_s", clip_s, "above 0, or null")
     require(0 <= data.min_clip_s < data.max_clip_s, "data.min_clip_s", data.min_clip_s, "0 to data.max_clip_s")
+
+
+def _check_views(cfg: DictConfig) -> None:
     require(cfg.views.placements >= 1, "views.placements", cfg.views.placements, "1 or more")
     speeds = list(cfg.views.speeds)
     distinct = len(speeds) == len(set(speeds)) >= 1
@@ -304,6 +311,7 @@ def validate_explore(cfg: DictConfig) -> DictConfig:
     require(len(cfg.features) > 0, "features", "[]", "at least one name from conf/feature/")
     require(1 <= cfg.examples <= 100, "examples", cfg.examples, "1 to 100")
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "0 to 4294967295")
+    _check_data(cfg.data)
     return cfg
 
 
