@@ -52,7 +52,7 @@ def test_explore_command(odd_tones: Path, tmp_path: Path) -> None:
     assert cells["mid"][:3] == ["10", "0", "5"] and cells["mid"][6:9] == ["0", "1", "1"]
     assert cells["all"][:3] == ["28", "0", "5"] and cells["low"][6] == "1"
     assert "8000 Hz (27 clips), 11025 Hz (1 clips)" in done.stdout
-    assert "unusable (named above): 1 clips" in done.stdout and "s9_bad.wav" in done.stdout
+    assert "unusable (named above): 1 clips; training stops on them" in done.stdout and "s9_bad.wav" in done.stdout
     names = {"clip", "examples_mel", "augmented_mel", "examples_mfcc", "augmented_mfcc", "durations", "classes"}
     folder = next((tmp_path / "mlruns" / "hydra").iterdir())
     assert {path.stem for path in folder.glob("*.png")} == names

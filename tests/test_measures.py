@@ -148,7 +148,9 @@ def test_advice_names_what_a_person_needs_to_know(tone_config: Callable[..., Dic
     assert "clips are used at 44100 Hz" in text and "data.sample_rate_hz=16000" in text
     assert "of the windows is silence" in text
     assert "'low' has 2 clips, 'mid' 9" in text and "class_weights=balanced" in text
-    assert "3 speakers" in text
+    assert "3 speakers" in text and "speakers are not known" not in text
     assert "copies of other clips, scored once: mid/s0_copy.wav (of mid/s0_0.wav)" in text
-    short = "\n".join(advice(prepare(data | {"clip_s": 0.2})))
+    unnamed = data | {"clip_s": 0.2, "settings": {"speaker_pattern": None}}
+    short = "\n".join(advice(prepare(unnamed)))
+    assert "the speakers are not known" in short and "data.settings.speaker_pattern" in short
     assert "clips are longer than the window of 0.20 s" in short

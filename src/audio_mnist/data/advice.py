@@ -32,6 +32,11 @@ def advice(corpus: PreparedCorpus) -> list[str]:
         )
     speakers = table["speaker"].iloc[train]
     number = speakers[speakers != ""].nunique()
+    if number == 0 and (table["fold"].iloc[train] == "").all():  # published folds take care of it
+        found.append(
+            "the speakers are not known, so scores will hold for these speakers only; name them by a column speaker of "
+            "a csv, or by data.settings.speaker_pattern (docs/config.md)"
+        )
     if 0 < number < FEW:
         found.append(f"{number} speakers: scores about new speakers will have wide intervals; add speakers if you can")
     found.append(_on_copies(corpus))

@@ -25,7 +25,7 @@ def render(evaluation: Evaluation) -> str:
         )
     whole, raw, calibrated = evaluation.whole, evaluation.raw, evaluation.calibrated
     if any(part.verdict == "hurts" for part in evaluation.parts.values()):
-        text += "A member that hurts can be left out: give run_ids without its runs.\n"
+        text += "A member hurts where log loss is higher with it. It can be left out: give run_ids without its runs.\n"
     text += tables.calibration_line(whole, raw, calibrated, evaluation.temperature) + "\n"
     text += _test(evaluation)
     return text + "".join(f"note: {note}\n" for note in evaluation.notes)

@@ -76,7 +76,8 @@ def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") ->
     text += "".join(f"note: {line}\n" for line in fold_notes.on_columns(corpus.manifest, group))
     text += "".join(f"advice: {line}\n" for line in advice(corpus))
     if corpus.left_out:
-        text += f"unusable (named above): {len(corpus.left_out)} clips\n"
+        text += f"unusable (named above): {len(corpus.left_out)} clips; training stops on them unless "
+        text += "data.on_bad_clip=skip\n"
     return text
 
 
