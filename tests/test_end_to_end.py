@@ -386,6 +386,7 @@ def test_ensemble_latest_of_nothing(tmp_path: Path) -> None:
         (["train.py", "feature=mell", "-m"], "error: feature=mell: expected one of gammatone, mel, "),
         (["train.py", "nothing=1"], "error: unknown config key nothing; python train.py --help lists the keys"),
         (["train.py", "feture=mel", "-m"], "error: unknown config key feture; did you mean feature?"),
+        (["train.py", "launcher=slurm"], "error: unknown config key launcher; did you mean hydra/launcher?"),
         (["train.py", "trainer.epochs=2"], "error: unknown config key trainer.epochs; did you mean trainer.m"),
         (["train.py", "data.root=clips"], "error: data.root: no such key with the chosen data; it belongs to data="),
         (["train.py", "fold=0,1"], "error: fold=0,1: several values; add -m to train every combination"),

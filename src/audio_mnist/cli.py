@@ -110,7 +110,7 @@ def explained(error: HydraException, command: Path) -> str:
     """
     text = str(error)
     if isinstance(error, OverrideParseException):
-        key, equals, value = error.override.partition("=")
+        key, equals, value = without_password(error.override).partition("=")
         if not equals:
             return f"{key}: expected KEY=VALUE; python {command.name} --help lists the keys"
         return f"{key}={value}: a character of the value has a special meaning; quote it twice, \"{key}='{value}'\""
@@ -139,7 +139,7 @@ def _unknown_key(key: str, command: Path) -> str:
             return f"{key}: no such key with the chosen {group}; it belongs to {group}={', '.join(owners)}"
         known = {f"{group}.{one}" for one in _keys(files)}
     else:
-        known = {*whole, *(one for one in groups if not one.startswith("override "))}
+        known = {*whole, *(one.removeprefix("override ") for one in groups)}
     similar = difflib.get_close_matches(key, sorted(known))
     remedy = f"did you mean {' or '.join(similar)}?" if similar else f"python {command.name} --help lists the keys"
     return f"unknown config key {key}; {remedy}"
