@@ -1,5 +1,6 @@
 """`predict.py`: the ensemble's own probabilities for any recordings, nothing lost, nothing fatal."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,16 @@ def test_command(trained: Trained, tmp_path: Path) -> None:
     done = run_command(tmp_path, "predict.py", f"audio={trained.tones}", f"tracking.uri={trained.uri}")
     assert done.returncode == 0, done.stderr
     assert len(table(tmp_path / "predictions.csv")) == 24
-    assert "24 recordings by ensemble of 4" in done.stdout
+    assert "24 recordings by ensemble of 4" in done.stdout and "s0_0.wav: " not in done.stdout
+    one = ("audio=[" + str(trained.tones / "low" / "s0_0.wav") + "]", "output=one.csv", f"tracking.uri={trained.uri}")
+    done = run_command(tmp_path, "predict.py", *one)
+    row = table(tmp_path / "one.csv").iloc[0]
+    shown = re.search(r"low/s0_0.wav: (\w+) \((0|1)\.(\d\d)\)\n", done.stdout)
+    assert shown is not None and shown[1] == row["label"], done.stdout
+    largest = row.filter(like="p:").astype(float).max()
+    assert float(f"{shown[2]}.{shown[3]}") == pytest.approx(largest, abs=0.006)
+    timed = run_command(tmp_path, "predict.py", *one[::2], "output=timed.csv", "window_s=0.2")
+    assert re.search(r"s0_0.wav, 0.000 to 0.200 s: \w+ \(", timed.stdout), timed.stdout
     (tmp_path / "bad.wav").write_bytes(b"x")
     done = run_command(tmp_path, "predict.py", "audio=bad.wav", "output=o.csv", f"tracking.uri={trained.uri}")
     assert done.returncode == 2 and "bad.wav: not a recording" in done.stdout

@@ -22,6 +22,7 @@ from audio_mnist.system import devices
 from audio_mnist.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
+_SHOWN = 5  # answers that are printed too, where no more recordings are asked for
 
 
 def predict(cfg: DictConfig) -> int:
@@ -83,6 +84,7 @@ class _Output:
         self.path, self._predictor, self._cut, self._batch_size = path, predictor, cut, batch_size
         self._timed = cut.window_s is not None
         self._header = predictor.header(self._timed)
+        self._first: list[list[str]] = []
 
     @property
     def unreadable_path(self) -> Path:
@@ -174,11 +176,21 @@ class _Output:
                     rows.append(_texts(row, self._timed))
                     if window.last:
                         writer.writerows(rows)
+                        self._first += rows[: _SHOWN - len(self._first)]
                         rows = []
                         progress.update()
                         cut_short += not self._timed and window.end_s > 1.5 * predictor.window_s
                 file.flush()
         return cut_short
+
+    def shown(self) -> list[str]:
+        """Return the first few answers as lines for the terminal."""
+        label = 3 if self._timed else 1
+        found = []
+        for row in self._first:
+            place = f"{row[0]}, {row[1]} to {row[2]} s" if self._timed else row[0]
+            found.append(f"{place}: {row[label]} ({max(map(float, row[label + 1 :])):.2f})")
+        return [line.encode(errors="backslashreplace").decode() for line in found]  # names may not be UTF-8
 
 
 def _as_cell(path: str) -> str:
@@ -194,6 +206,9 @@ def _texts(row: list[Any], timed: bool) -> list[str]:
 
 
 def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_short: int, output: _Output) -> None:
+    if asked <= _SHOWN:
+        for line in output.shown():
+            log.info("%s", line)
     members = f"{len(predictor.classifiers)} members" if len(predictor.classifiers) > 1 else "1 member"
     log.info(
         "%d recordings by %s (%s, run %s): %s",
