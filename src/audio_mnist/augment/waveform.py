@@ -256,7 +256,7 @@ class _Additive(Augmentation):
 
 
 class Noise(_Additive):
-    """Add Gaussian noise whose spectrum falls with frequency; each clip draws its slope.
+    """Add Gaussian noise with a spectrum that falls with frequency; each clip draws its slope.
 
     Args:
         sample_rate_hz: sample rate of the waveforms.

@@ -53,7 +53,7 @@ def build_store(
 
     Every file's path, size, times and inode and the settings identify the store,
     so a change of any of these builds another. Two processes may ask at once. A
-    store whose samples are not those that were written is built again.
+    store with other samples than those written is built again.
 
     Args:
         manifest: columns of `corpora.Corpus.manifest`.
@@ -187,7 +187,7 @@ def _decode_all(paths: list[str], rate_hz: int, limits: Limits, partial: Path) -
         size = min(_BLOCK, math.ceil((len(paths) - done) / (4 * cores)))
         blocks = [paths[start : start + size] for start in range(done, len(paths), size)]
         parts = [partial / f"part{number}" for number in range(len(blocks))]
-        # a worker whose parent was killed ends after this many idle seconds
+        # where the parent was killed, a worker ends after this many idle seconds
         options = {"timeout": 10, "initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
         pool = ProcessPoolExecutor(min(cores, len(blocks)), **options)
         try:
@@ -251,7 +251,7 @@ def _can_read_more(folder: Path) -> bool:
 
 
 def _damaged(folder: Path, rate_hz: int, verify: bool) -> str:
-    """Name a stored clip whose samples are not those that were written, "" where none was found."""
+    """Name a stored clip with other samples than those written, "" where none was found."""
     table, offsets = _table(folder), np.load(folder / "offsets.npy")
     stored = table["stored"].to_numpy()[table["reason"] == ""]
     samples = np.memmap(folder / "samples.f32", dtype=np.float32, mode="r")

@@ -23,7 +23,7 @@ BANDS = 32
 NEAR_DB = 2.0  # largest root mean square distance of two copies' spectra
 ALIKE = 0.82  # least correlation of copies; MP3 at 8 kHz has 0.85 and more, other takes of a word 0.75 at most
 _FLOOR = 1e-5  # of a band, below the loudest one
-_BLOCK = 1024  # clips whose distances to all others are computed at a time
+_BLOCK = 1024  # clips at a time; their distances to all others are computed
 _FINE = 4  # shifts per sample
 
 

@@ -12,7 +12,7 @@ def deal(table: pd.DataFrame, *, count: int, unit: str, seed: int) -> np.ndarray
     Args:
         table: clips with columns label and recording, sorted by clip_id.
         count: number of folds.
-        unit: the column whose groups stay whole, "" for none.
+        unit: the column of the groups that stay whole, "" for none.
         seed: random seed of the shuffle.
 
     Returns:

@@ -22,7 +22,7 @@ def cell(text: str) -> str:
 
 
 def safe(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose text columns went through `cell`."""
+    """Return a table with its text columns passed through `cell`."""
     texts = {str(name): table[name].map(cell) for name in table.select_dtypes(["object", "string"])}
     return table.assign(**texts)
 

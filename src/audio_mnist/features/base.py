@@ -36,7 +36,7 @@ class FrontEnd(Registered, nn.Module):
         title: the name in tables; `name` where a subclass has none.
         row_label: what the rows are, on an axis.
         unit: unit of `transform`.
-        frozen: whether it is a pretrained encoder, whose embeddings are computed once and kept.
+        frozen: whether it is a pretrained encoder; its embeddings are computed once and kept.
 
     Shape: (B, 1, T) -> (B, 1 + deltas, F, N), N = 1 + T // hop. Each clip is
     computed as if it were alone.
@@ -120,7 +120,7 @@ class FrontEnd(Registered, nn.Module):
         return torch.cat(parts, dim=1) if self.deltas else x
 
     def _inside(self, waveform: Tensor, frames: int) -> Tensor:
-        """Mark (B, 1, 1, N) frames whose centre lies in the clip."""
+        """Mark (B, 1, 1, N) frames with their centre in the clip."""
         sounding = waveform != 0  # (B, 1, T)
         length = waveform.shape[-1]
         first = sounding.int().argmax(dim=-1, keepdim=True)

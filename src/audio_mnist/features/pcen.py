@@ -47,7 +47,7 @@ class PCEN(LogMel):
         require(bias > 0, "feature.bias", bias, "above 0")
         require(0 < power <= 1, "feature.power", power, "above 0, at most 1")
         frames = smoothing_ms / 1000 * sample_rate_hz / self.hop
-        # the coefficient whose step response has the time constant, as in librosa
+        # the coefficient with the time constant in its step response, as in librosa
         self.smoothing = ((1 + 4 * frames**2) ** 0.5 - 1) / (2 * frames**2)
         self.gain, self.bias, self.exponent = gain, bias, power
 

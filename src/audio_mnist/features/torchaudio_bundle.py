@@ -18,7 +18,7 @@ class TorchaudioBundle(Encoder):
     Args:
         sample_rate_hz: sample rate of the waveforms.
         bundle: name in `torchaudio.pipelines`, such as WAV2VEC2_BASE, HUBERT_BASE or WAVLM_BASE.
-        layer: transformer layer whose output is used, from 1.
+        layer: transformer layer that gives the output, from 1.
         others: arguments of `Encoder`.
 
     Shape: (B, 1, T) -> (B, 1, F, N), F = 768 for the models of size BASE.

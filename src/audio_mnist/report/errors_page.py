@@ -103,7 +103,7 @@ def tables(corpus: PreparedCorpus, answers: Answers, groups: Iterable[str] = ("s
 
 
 def label_errors(corpus: PreparedCorpus, answers: Answers) -> pd.DataFrame:
-    """List the clips whose label may be wrong, the most suspect first.
+    """List the clips with a label that may be wrong, the most suspect first.
 
     Returns:
         Columns rank, clip_id, label, suggested (the ensemble's first choice), quality (0 to 1, of the label) and
@@ -153,7 +153,7 @@ def page(
     Args:
         corpus: corpus of the clips.
         sections: sections of the page, such as out of fold and the test split.
-        fronts: name -> front end whose feature is drawn.
+        fronts: name -> front end of the feature that is drawn.
         title: title of the page.
         groups: columns that each have a table.
     """

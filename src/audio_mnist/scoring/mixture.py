@@ -102,7 +102,7 @@ def fit_weights(probabilities: np.ndarray, targets: np.ndarray, families: np.nda
 
     Source: the logarithmic opinion pool of Genest and Zidek, "Combining
     probability distributions", 1986, with weights fitted as those of a logistic
-    regression, whose scale is a temperature.
+    regression; their scale is a temperature.
 
     >>> right, wrong = np.array([[0.9, 0.1]] * 300), np.array([[0.1, 0.9]] * 300)
     >>> fit_weights(np.stack([right, wrong]), np.zeros(300, dtype=int)).round(2)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.tracking.uri import without_password
 
-_NUMBER = re.compile(r"(fold|seed)=(0|[1-9]\d*)")  # an override whose value nothing else in the config depends on
+_NUMBER = re.compile(r"(fold|seed)=(0|[1-9]\d*)")  # an override; nothing else in the config depends on its value
 _KEPT = 8  # compositions that a worker keeps, 0.2 MB each
 
 
@@ -84,7 +84,7 @@ def _numbered(shared: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _explained(error: Exception, overrides: list[str]) -> str:
-    """Name the job whose config has no such key; Hydra would advise to add the key, which no part reads."""
+    """Name the job that has no such key; Hydra would advise to add the key, which no part reads."""
     text = str(error)
     if not text.startswith("Could not override"):
         return text

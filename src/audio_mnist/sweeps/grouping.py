@@ -121,7 +121,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
     """Let Hydra's joblib launcher start groups, not single jobs.
 
     Args:
-        sweep: the sweep, whose jobs are numbered as Hydra's.
+        sweep: the sweep; its jobs have Hydra's numbers.
         at_once: groups side by side.
         tell: whether to say which runs train alone, and why.
     """

@@ -236,7 +236,7 @@ class Tracker:
             return {one.step: one.value for one in self.client.get_metric_history(run_id, metric)}
 
     def usable(self, runs: list[RunRecord]) -> RunRecord | None:
-        """Return the newest finished run whose artifacts are those that it logged; None where there is none.
+        """Return the newest finished run with the artifacts that it logged; None where there is none.
 
         A finished run that lacks one, or has another one, ends as FAILED here, with
         the tag `broken`. Its job is trained again as another run.

@@ -49,7 +49,7 @@ class KeepState(Checkpoint):
 
     Args:
         folder: where the run's checkpoints are kept.
-        run: the run, whose metrics are sent first.
+        run: the run; its metrics are sent first.
         every_s: least time between two states.
     """
 

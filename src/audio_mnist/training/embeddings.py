@@ -45,7 +45,7 @@ class Embeddings:
 
         Args:
             clips: (B,) manifest rows.
-            share: (B,) numbers from 0 to 1 that choose a copy; None takes the one whose speed is nearest to 1.
+            share: (B,) numbers from 0 to 1 that choose a copy; None takes the copy with the speed nearest to 1.
 
         Raises:
             ValueError: a clip was not embedded.

@@ -12,7 +12,7 @@ from audio_mnist.models.base import RowNorm
 # On maps of 2 x 2 oneDNN sums a group's convolution in another order. bfloat16 hides it in most batches, so no trial
 # finds it for sure. None was seen on maps of 2 x 3 and more, in 450 batches.
 _LEAST_MAP = 6
-_COMPARED = 100_000  # values of features whose step is compared with each net alone
+_COMPARED = 100_000  # values of features; their step is compared with each net alone
 
 
 class UnsupportedError(Exception):
@@ -82,7 +82,7 @@ def group(
     Args:
         nets: K nets on the CPU, in evaluation mode.
         generators: each net's random numbers of dropout.
-        example: features (B, C, F, N), whose shape a trial batch has.
+        example: features (B, C, F, N) in the shape of a trial batch.
         exact: whether a step in bfloat16 must have the bits of each net alone.
 
     Shape: (B, K C, F, N) -> (B, K classes).
@@ -172,7 +172,7 @@ def _same_bits(member: nn.Module, alone: nn.Module) -> bool:
 
 
 def _trial(net: nn.Module, x: Tensor, exact: bool) -> Tensor:
-    """Return the logits of a batch; with `exact` of a training step in bfloat16, whose gradients the net keeps."""
+    """Return the logits of a batch; with `exact` of a training step in bfloat16; the net keeps its gradients."""
     with torch.autocast("cpu", torch.bfloat16, enabled=exact), torch.set_grad_enabled(exact):
         logits = net(x.contiguous(memory_format=torch.channels_last))
     if exact:

@@ -22,7 +22,7 @@ from audio_mnist.tracking.tracker import BROKEN, AnyTracker, RunRecord
 from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
-LAST = "last.ckpt"  # the whole state after an epoch whose metrics are in the tracking store
+LAST = "last.ckpt"  # the whole state after an epoch; its metrics are in the tracking store
 PENDING = "pending.ckpt"  # a newer state; the metrics of its epoch are not logged yet
 _SAME_RUN = "another process trains the same run"
 

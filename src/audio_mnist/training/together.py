@@ -88,7 +88,7 @@ class Together(LightningModule):
     """The grouped net of all members; its loss is the sum of theirs.
 
     Args:
-        members: runs whose nets have one shape.
+        members: runs with nets of one shape.
 
     Attributes:
         scores: newest score of each member's scored fold, where training logs it; None before the first.

@@ -167,7 +167,7 @@ def _check_writable(clips: list[Clip]) -> None:
 
 
 def _check_similar(manifest: pd.DataFrame, similar_speakers: bool) -> None:
-    """Report labels, and refuse speakers, whose names are probably one."""
+    """Report labels with names that are probably one; refuse such speakers."""
     for names in similar(manifest["label"].unique()):
         log.warning("labels %s are probably one class, written in several ways; they are trained as several", names)
     for names in similar(manifest["speaker"].unique()):
