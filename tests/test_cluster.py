@@ -128,7 +128,7 @@ def test_cancelling_ends(answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: p
     with caplog.at_level("WARNING"):
         leaving._interrupted(SimpleNamespace())
     assert cancelled == [False] and leaving.living == set()
-    assert "1 cancelled jobs may still run" in caplog.text
+    assert "cancelled jobs that may still run: 1" in caplog.text
 
 
 # --- submitit's local jobs

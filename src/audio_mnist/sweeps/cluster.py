@@ -293,7 +293,7 @@ class ClusterLauncher(Launcher):
         finally:
             self._waiting = {}
         if left:
-            log.warning("%d cancelled jobs may still run", len(left))
+            log.warning("cancelled jobs that may still run: %d", len(left))
 
     @contextlib.contextmanager
     def _jobs_file(self, sweep: state.Sweep) -> Iterator[dict[str, dict[str, str]]]:

@@ -172,7 +172,7 @@ def _same_bits(member: nn.Module, alone: nn.Module) -> bool:
 
 
 def _trial(net: nn.Module, x: Tensor, exact: bool) -> Tensor:
-    """Return the logits of a batch; with `exact` of a training step in bfloat16; the net keeps its gradients."""
+    """Return the logits of a batch. With `exact` it is a training step in bfloat16, and the net keeps its gradients."""
     with torch.autocast("cpu", torch.bfloat16, enabled=exact), torch.set_grad_enabled(exact):
         logits = net(x.contiguous(memory_format=torch.channels_last))
     if exact:

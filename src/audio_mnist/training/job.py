@@ -89,7 +89,7 @@ class Job:
 
     @cached_property
     def recipe_fingerprint(self) -> str:
-        """Identifies the recipe without the fold; of a search's winners the search: their settings differ by fold."""
+        """Identifies the recipe without the fold. All winners of a search share one: their settings differ by fold."""
         if self.settings["found_by"] is not None:
             return fingerprint(["found", self.settings["found_by"], self.settings["seed"]])
         return fingerprint({key: value for key, value in self.recipe.items() if key != "fold"})
