@@ -1,5 +1,6 @@
 """Augmentations: what each does to a clip, when, and that its draws are each clip's own and repeat."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,13 @@ def test_mixup_blends_features_and_targets_alike() -> None:
 
 
 def draws_of(*seed: int, clips: int = 16) -> Draws:
-    return Draws([np.random.default_rng(seed)], [clips], torch.device("cpu"))
+    return Draws(seed, clips, torch.device("cpu"))
+
+
+def augmented(
+    stages: Augmenter, x: torch.Tensor, y: torch.Tensor, front_end: torch.nn.Module, draws: Draws
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return stages.blend(stages(x, front_end, draws), y, 10, draws)
 
 
 def augmenter(**change: dict[str, Any]) -> Augmenter:
@@ -268,11 +275,11 @@ def test_augmenter_repeats_by_its_seed_alone() -> None:
     stages = augmenter(noise={"probability": 1.0}, spec_augment={"probability": 0.5}, mixup={"probability": 0.5})
     x, y = tone(6), torch.arange(6)
     torch.manual_seed(3)
-    first = stages(x, y, front_end, 10, draws_of(1, 2, clips=6))
+    first = augmented(stages, x, y, front_end, draws_of(1, 2, clips=6))
     after = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), after)
-    again, other = (stages(x, y, front_end, 10, draws_of(1, last, clips=6)) for last in (2, 3))
+    again, other = (augmented(stages, x, y, front_end, draws_of(1, last, clips=6)) for last in (2, 3))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert first[1].shape == (6, 10)
@@ -280,21 +287,46 @@ def test_augmenter_repeats_by_its_seed_alone() -> None:
 
 @pytest.mark.parametrize("name", sorted(Augmentation.registry))
 def test_augmentation_of_many_batches_is_that_of_each(name: str, noise_folder: Path) -> None:
-    """Three batches at once: each clip's draws, and its partner in mixup, are those of its own batch."""
+    """Three batches at once, or each alone: a clip keeps its draws, and its partner in mixup is of its own batch."""
     own = settings_of(name, noise_folder) | {"probability": 0.6}
     stages, front_end = Augmenter({name: own}, RATE_HZ).train(), features.build(MEL, RATE_HZ)
-    sizes, x, y = (5, 8, 5), tone(18) * torch.linspace(0.5, 1, 18).view(-1, 1, 1), torch.arange(18) % 10
+    x, y = tone(18) * torch.linspace(0.5, 1, 18).view(-1, 1, 1), torch.arange(18) % 10
+    order = np.random.default_rng(0).permutation(40)[:18]  # the clips' numbers in the epoch
 
-    def compute(numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        begin, end = sum(sizes[: numbers[0]]), sum(sizes[: numbers[-1] + 1])
-        rngs = [np.random.default_rng([7, number]) for number in numbers]
-        draws = Draws(rngs, [sizes[number] for number in numbers], torch.device("cpu"))
-        return stages(x[begin:end], y[begin:end], front_end, 10, draws)
+    def compute(places: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = Draws([7, 3], 40, torch.device("cpu")).at(order[places], batch_size=6)
+        return augmented(stages, x[places], y[places], front_end, draws)
 
-    together, apart = compute([0, 1, 2]), [compute([number]) for number in range(3)]
+    together, apart = compute(slice(18)), [compute(slice(start, start + 6)) for start in (0, 6, 12)]
     for whole, parts in zip(together, zip(*apart, strict=True), strict=True):
         torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-5, atol=1e-4)
     assert not torch.equal(apart[0][0], apart[2][0])
+
+
+def in_blocks(compute: Callable[[np.ndarray], torch.Tensor], size: int) -> torch.Tensor:
+    """Rows 0 to 399 from blocks of random clips."""
+    order = np.random.default_rng(size).permutation(400)
+    blocks = torch.cat([compute(order[start : start + size]) for start in range(0, 400, size)])
+    return blocks[torch.from_numpy(order.argsort())]
+
+
+@pytest.mark.parametrize("name", sorted(set(Augmentation.registry) - {"mixup"}))
+def test_augmented_clip_has_its_bits_in_every_block(name: str, noise_folder: Path) -> None:
+    """Folds share augmented clips: the last digit must not depend on what is computed beside a clip."""
+    stage = build(name, noise_folder, probability=0.8)
+    shape = (1, RATE_HZ) if stage.domain == "waveform" else (1, 40, 63)
+    x = torch.randn(400, *shape, generator=torch.Generator().manual_seed(0))
+    draws = Draws([5], 400, torch.device("cpu"))
+    first, second = (in_blocks(lambda clips: stage(x[clips], draws.at(clips).of_stage(1)), size) for size in (157, 256))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, x)
+
+
+@pytest.mark.parametrize("name", ["gammatone", "mel", "mel_original", "mfcc", "mfcc_original", "pcen", "spectrogram"])
+def test_feature_has_its_bits_in_every_block(name: str) -> None:
+    front_end = features.build(to_plain(composed(f"feature={name}"))["feature"], RATE_HZ)
+    x = torch.randn(400, 1, RATE_HZ, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*(in_blocks(lambda clips: front_end(x[clips]), size) for size in (157, 256)))
 
 
 def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
@@ -306,10 +338,7 @@ def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
     always = {"probability": 1.0}
     fast = OFF | {"speed": OFF["speed"] | always | {"low": 1.25, "high": 1.25, "choices": 1}}
     noisy = fast | {"filter": OFF["filter"] | always, "noise": OFF["noise"] | always}
-    targets = torch.zeros(16, dtype=torch.int64)
-    clean, loud = (
-        Augmenter(settings, RATE_HZ).train()(x, targets, front_end, 2, draws_of(0))[0] for settings in (fast, noisy)
-    )
+    clean, loud = (Augmenter(settings, RATE_HZ).train()(x, front_end, draws_of(0)) for settings in (fast, noisy))
     silent = (clean == 0).all(dim=2)
     assert 0.75 < silent.float().mean() < 0.85  # 1,600 of 8,000 samples sound
     assert torch.equal((loud == 0).all(dim=2), silent)
@@ -320,7 +349,7 @@ def test_augmenter_does_nothing_in_evaluation_or_with_all_off() -> None:
     """The front end's features and the class numbers."""
     front_end, x, y = features.build(MEL, RATE_HZ), tone(3), torch.arange(3)
     for stages in (augmenter(), augmenter(noise={"probability": 1.0}, mixup={"probability": 1.0}).eval()):
-        features_, targets = stages(x, y, front_end, 10, draws_of(0, clips=3))
+        features_, targets = augmented(stages, x, y, front_end, draws_of(0, clips=3))
         assert torch.equal(features_, front_end(x)) and torch.equal(targets, y)
 
 
@@ -370,7 +399,7 @@ def test_placement_takes_copies_and_keeps_their_places() -> None:
         epochs = []
         for epoch in range(2):
             sampler.set_epoch(epoch)
-            _, rows, places = (np.concatenate(part) for part in zip(*sampler, strict=True))
+            _, rows, places, _ = (np.concatenate(part) for part in zip(*sampler, strict=True))
             assert len(sampler) == 3 and (np.bincount(rows) == 5).all()
             epochs.append((rows.tolist(), set(zip(rows.tolist(), places.tolist(), strict=True))))
         assert epochs[0][0] != epochs[1][0]  # the order is drawn again

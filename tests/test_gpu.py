@@ -75,14 +75,18 @@ def test_augmentation_waits_for_nothing(name: str, tmp_path: Path) -> None:
     y = torch.arange(16) % 10
 
     def draws(device: torch.device) -> Draws:
-        return Draws([np.random.default_rng(1), np.random.default_rng(2)], [8, 8], device)
+        return Draws([1, 2], 16, device).at(np.arange(16), batch_size=8)
 
-    expected = augmenter(x, y, front_end, 10, draws(x.device))
+    def augmented(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        own = draws(x.device)
+        return augmenter.blend(augmenter(x, front_end, own), y, 10, own)
+
+    expected = augmented(x, y)
     with pretended_gpu() as counts:
         augmenter, front_end, x, y = augmenter.to(GPU), front_end.to(GPU), x.to(GPU), y.to(GPU)
-        augmenter(x, y, front_end, 10, draws(GPU))
+        augmented(x, y)
         counts.clear()
-        found = augmenter(x, y, front_end, 10, draws(GPU))
+        found = augmented(x, y)
     assert set(counts.waits) <= ({"equal"} if name == "pitch" else set())  # torch.istft checks its window each time
     for ours, cpus in zip(found, expected, strict=True):
         assert isinstance(ours, GpuTensor) and ours.values.shape == cpus.shape

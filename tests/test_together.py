@@ -1,4 +1,4 @@
-"""Runs that train as one grouped net: the net's numbers, and each run's own results."""
+"""Runs that train in one process: the grouped net's numbers, shared features, and each run's own results."""
 
 import copy
 import signal
@@ -160,24 +160,17 @@ def runs_in(folder: Path) -> dict[tuple[str, str], Any]:
     return {(run.tags["fold"], run.tags["seed"]): run for run in runs}
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "32-true",
-        pytest.param(
-            "bf16-mixed",
-            marks=pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs AMX"),
-        ),
-    ],
-)
-def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path, precision: str) -> None:
-    """Two processes: every run has its own metrics, and the loss that it has alone; repeated, none trains.
+AMX = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs AMX")
 
-    In bfloat16 every bit is the same, so runs alone and together are the same runs.
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=AMX)])
+def test_sweep_together_has_the_bits_of_runs_alone(tmp_path: Path, precision: str) -> None:
+    """Two processes, all augmentations: each run has the losses that it has alone. So they are the same runs.
+
+    With AMX the nets pass as one net, elsewhere one after another.
     """
-    arguments = (*SWEEP, "trainer.max_epochs=4", f"trainer.precision={precision}")
-    # maps of short clips are so small that bits differ
-    arguments = (*arguments, "augment=none") if precision == "32-true" else (*arguments, "data.clip_s=1.0")
+    # one net of maps of short clips would have other bits
+    arguments = (*SWEEP, "trainer.max_epochs=4", f"trainer.precision={precision}", "data.clip_s=1.0")
     losses = {}
     for mode in ("together", "side_by_side"):
         folder = tmp_path / mode
@@ -192,17 +185,31 @@ def test_sweep_together_has_the_results_of_runs_alone(tmp_path: Path, precision:
             assert run.status == "FINISHED"
             for metric in ("train/loss", "fold/loss"):
                 assert list(tracker.history(run.id, metric)) == [0, 1, 2, 3]
-        losses[mode] = [runs[key].metrics["best/loss"] for key in sorted(runs)]
-    assert len(set(losses["together"])) == 4
-    if precision == "bf16-mixed":
-        assert losses["together"] == losses["side_by_side"]
-    np.testing.assert_allclose(losses["together"], losses["side_by_side"], rtol=0.05)
+        losses[mode] = [[runs[key].metrics[m] for m in ("best/loss", "train/loss")] for key in sorted(runs)]
+    assert len({best for best, _ in losses["together"]}) == 4
+    assert losses["together"] == losses["side_by_side"]
     again = run_command(tmp_path / "together", *arguments, *SHORT)
     assert "4 of them are finished already" in again.stdout and "epochs together" not in again.stdout
     alone = run_command(
         tmp_path / "together", *arguments, *[one.replace("=together", "=side_by_side") for one in SHORT]
     )
-    assert ("4 of them are finished already" in alone.stdout) == (precision == "bf16-mixed"), alone.stdout
+    assert "4 of them are finished already" in alone.stdout, alone.stdout
+
+
+def test_one_net_on_request_makes_other_runs(tmp_path: Path) -> None:
+    """trainer.together=true: bits may differ, so runs alone do not count as finished; results stay close."""
+    write_tones(tmp_path / "tones")
+    arguments = (*SWEEP, "trainer.max_epochs=4", "augment=none", "trainer.precision=32-true")
+    for mode in ("false", "true"):
+        done = run_command(tmp_path, *arguments, f"trainer.together={mode}", *SHORT)
+        assert "4 of 4 runs finished" in done.stdout and "finished already" not in done.stdout, done.stdout
+    runs = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "audio-mnist").search(kind="train")
+    by_key: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        by_key.setdefault((run.tags["fold"], run.tags["seed"]), []).append(run.metrics["best/loss"])
+    assert len(by_key) == 4
+    for alone, together in by_key.values():
+        np.testing.assert_allclose(alone, together, rtol=0.05)
 
 
 def test_runs_that_do_not_fit_train_alone(tmp_path: Path) -> None:

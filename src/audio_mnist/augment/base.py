@@ -1,5 +1,6 @@
 """What all augmentations share: their random numbers, and which clips they change."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,45 +13,67 @@ from audio_mnist.system import devices
 
 
 class Draws:
-    """Random numbers for the clips of one or more training steps, each step from a generator of its own.
+    """Random numbers for the clips of an epoch.
 
-    A clip's numbers depend on its step alone, not on the steps that are computed
-    with it. All numbers but normal ones are drawn on the CPU and copied. So a GPU
-    does not wait, and has the same numbers.
+    Each clip has its own, whatever clips are computed with it. So batches can be
+    computed in any number at once, and runs that differ in fold alone can share
+    augmented clips. All numbers but normal ones are drawn on the CPU and copied.
+    So a GPU does not wait, and has the same numbers.
 
     Args:
-        rngs: a generator per step.
-        counts: number of clips of each step, in the order of the clips.
+        key: whole numbers that all numbers follow from, such as seed and epoch.
+        clips: number of clips of the epoch.
         device: where the clips are.
 
-    >>> draws = Draws([np.random.default_rng(0), np.random.default_rng(1)], [3, 2], torch.device("cpu"))
-    >>> draws.uniform(-1.0, 1.0, 1, 1).shape
-    torch.Size([5, 1, 1])
+    >>> draws = Draws([0, 3], 400, torch.device("cpu"))
+    >>> draws.at(np.array([7, 2, 9])).uniform(-1.0, 1.0, 1, 1).shape
+    torch.Size([3, 1, 1])
     """
 
-    def __init__(self, rngs: Sequence[np.random.Generator], counts: Sequence[int], device: torch.device) -> None:
-        self._rngs, self._counts, self._device = rngs, counts, device
+    def __init__(self, key: Sequence[int], clips: int, device: torch.device) -> None:
+        self._key, self._device = tuple(key), device
+        self._all, self._clips, self._batch_size = clips, np.arange(clips), clips
+        self._calls = 0
+        self._drawn: dict[tuple[int, ...], np.ndarray] = {}  # of all clips, call by call
 
     @classmethod
     def of(cls, x: Tensor) -> "Draws":
         """Return draws for one batch, from a seed that torch's global generator gives."""
-        return cls([np.random.default_rng(int(torch.randint(2**62, ())))], [len(x)], x.device)
+        return cls([int(torch.randint(2**62, ()))], len(x), x.device)
+
+    def at(self, clips: np.ndarray, batch_size: int | None = None) -> "Draws":
+        """Return draws for some clips.
+
+        Args:
+            clips: (n,) their numbers, 0 to the number of clips - 1.
+            batch_size: clips of each batch, in the order of `clips`; None for one batch.
+        """
+        part = copy.copy(self)
+        part._clips, part._batch_size = clips, batch_size or len(clips)
+        return part
+
+    def of_stage(self, number: int) -> "Draws":
+        """Return draws for one augmentation; its numbers do not depend on what others draw."""
+        part = copy.copy(self)
+        part._key, part._calls = (*self._key, number), 0
+        return part
 
     def chosen(self, probability: float) -> tuple[np.ndarray, "Draws"]:
         """Choose each clip with a probability.
 
         Returns:
-            The (n,) chosen clips, and draws for them.
+            The (n,) chosen places among these clips, and draws for them.
         """
-        if probability == 1:
-            return np.arange(sum(self._counts)), self
-        chosen = [rng.random(count) < probability for rng, count in zip(self._rngs, self._counts, strict=True)]
-        rows = np.flatnonzero(np.concatenate(chosen))
-        return rows, Draws(self._rngs, [int(part.sum()) for part in chosen], self._device)
+        places = np.flatnonzero(self.on_cpu(lambda rng, n: rng.random(n) < probability))
+        return places, self.at(self._clips[places])
 
     def on_cpu(self, draw: Callable[[np.random.Generator, int], np.ndarray]) -> np.ndarray:
-        """Return what `draw(rng, clips)` gives for each step, in one array (clips, ...)."""
-        return np.concatenate([draw(rng, count) for rng, count in zip(self._rngs, self._counts, strict=True)])
+        """Return (clips, ...) numbers of what `draw(rng, n)` gives for all n clips of the epoch."""
+        self._calls += 1
+        key = (*self._key, self._calls)
+        if key not in self._drawn:
+            self._drawn[key] = draw(np.random.default_rng(key), self._all)
+        return self._drawn[key][self._clips]
 
     def put(self, values: np.ndarray) -> Tensor:
         """Copy an array to the clips' device."""
@@ -60,22 +83,33 @@ class Draws:
         """Draw (clips, *shape) float32 numbers, uniformly from `low` to `high`."""
         return self.put(low + (high - low) * self.on_cpu(lambda rng, n: rng.random((n, *shape), dtype=np.float32)))
 
-    def integers(self, below: int | np.ndarray, *shape: int) -> Tensor:
+    def amplitudes(self, low_db: float, high_db: float) -> Tensor:
+        """Draw (clips, 1, 1) float32 ratios of amplitudes, uniform in dB."""
+        # of all clips at once: the last digit of a power can depend on its place in an array
+        return self.put(self.on_cpu(lambda rng, n: np.float32(10 ** (rng.uniform(low_db, high_db, (n, 1, 1)) / 20))))
+
+    def integers(self, below: int, *shape: int) -> Tensor:
         """Draw (clips, *shape) int64 numbers, uniformly from 0 to `below` - 1."""
         return self.put(self.on_cpu(lambda rng, n: rng.integers(below, size=(n, *shape))))
 
     def normal(self, *shape: int) -> Tensor:
-        """Draw (clips, *shape) float32 normal numbers on the clips' device, by torch: there may be many."""
-        parts = []
-        for rng, count in zip(self._rngs, self._counts, strict=True):
-            generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
-            parts.append(torch.randn(count, *shape, generator=generator, device=self._device))
-        return torch.cat(parts)
+        """Draw (clips, *shape) float32 normal numbers on the clips' device: there may be many.
+
+        On a GPU one generator serves all these clips, so there the numbers depend on what is computed at once.
+        """
+        seeds = self.on_cpu(lambda rng, n: rng.integers(2**62, size=n)).tolist()
+        generator = torch.Generator(self._device)
+        if self._device.type != "cpu":
+            return torch.randn(len(seeds), *shape, generator=generator.manual_seed(seeds[0]), device=self._device)
+        numbers = torch.empty(len(seeds), *shape)
+        for row, seed in zip(numbers, seeds, strict=True):
+            row.normal_(generator=generator.manual_seed(seed))
+        return numbers
 
     def partners(self) -> Tensor:
-        """Return for each clip the number of a random clip of its own step; none is taken twice."""
-        first = np.repeat(np.cumsum([0, *self._counts[:-1]]), self._counts)
-        return self.put(first + self.on_cpu(lambda rng, n: rng.permutation(n)))
+        """Return for each clip the place of the next one in its batch; batches are in random order."""
+        places = np.arange(len(self._clips)).reshape(-1, self._batch_size)
+        return self.put(np.roll(places, 1, axis=1).ravel())
 
 
 class Augmentation(Registered, nn.Module):
@@ -118,7 +152,7 @@ class Augmentation(Registered, nn.Module):
         """Return all clips of `x`, changed, in the same shape; `x` itself stays as it is.
 
         Args:
-            x: clips of one or more steps.
+            x: clips of one or more batches.
             draws: their random numbers; no others, so that a run repeats.
         """
         raise NotImplementedError

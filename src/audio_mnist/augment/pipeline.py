@@ -53,17 +53,17 @@ class Augmenter(nn.Module):
         sample_rate_hz: sample rate of the waveforms.
         waveforms: whether augmentations of waveforms take part; those of features and pairs always do.
 
-    Shape: (B, 1, T) waveforms and (B,) class numbers -> (B, C, F, N) features
-    and, with mixup in training mode, (B, classes) shares, else the class numbers.
+    Shape: (B, 1, T) waveforms -> (B, C, F, N) features.
 
     Raises:
         ConfigError: an unknown key, an unknown argument, or one out of range.
         DataError: recorded noise cannot be read.
 
     >>> augmenter = Augmenter({"mixup": {"probability": 1.0, "alpha": 0.3}}, 8000)
-    >>> features = torch.randn(2, 1, 40, 40)
-    >>> x, targets = augmenter(features, torch.tensor([0, 2]), nn.Identity(), 3, Draws.of(features))
-    >>> x.shape, targets.shape
+    >>> clips, targets = torch.randn(2, 1, 40, 40), torch.tensor([0, 2])
+    >>> draws = Draws.of(clips)
+    >>> x, shares = augmenter.blend(augmenter(clips, nn.Identity(), draws), targets, 3, draws)
+    >>> x.shape, shares.shape
     (torch.Size([2, 1, 40, 40]), torch.Size([2, 3]))
     """
 
@@ -73,23 +73,35 @@ class Augmenter(nn.Module):
         used = (stage for stage in built if stage is not None and (waveforms or stage.domain != "waveform"))
         self.stages = nn.ModuleList(used)
 
-    def forward(
-        self, waveforms: Tensor, targets: Tensor, front_end: nn.Module, classes: int, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        if not self.training or not len(self.stages):
-            return front_end(waveforms), targets
+    def forward(self, waveforms: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
+        if not self.training:
+            return front_end(waveforms)
         x = sounding = waveforms
-        for stage in self._of("waveform"):
-            x = stage(x, draws)
+        for number, stage in self._of("waveform"):
+            x = stage(x, draws.of_stage(number))
             sounding = x if stage.moves else sounding
         # filters and noise also fill the padding; the clip's frames stay what they are
         x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
-        for stage in self._of("feature"):
-            x = stage(x, draws)
-        for stage in self._of("pair"):
+        for number, stage in self._of("feature"):
+            x = stage(x, draws.of_stage(number))
+        return x
+
+    def blend(self, x: Tensor, targets: Tensor, classes: int, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Blend clips of one batch.
+
+        Args:
+            x: (B, C, F, N) features of one or more batches.
+            targets: (B,) class numbers.
+            classes: number of classes.
+            draws: the clips' numbers; they know each batch.
+
+        Returns:
+            Features; and, with mixup in training mode, (B, classes) shares, else the class numbers.
+        """
+        for number, stage in self._of("pair") if self.training else ():
             if targets.ndim == 1:
                 targets = (targets.unsqueeze(1) == torch.arange(classes, device=x.device)).to(x)
-            x, targets = stage.blend(x, targets, draws)
+            x, targets = stage.blend(x, targets, draws.of_stage(number))
         return x, targets
 
     @property
@@ -97,8 +109,8 @@ class Augmenter(nn.Module):
         """Whether every batch needs new features."""
         return any(True for _ in self._of("waveform"))
 
-    def _of(self, domain: str) -> Iterator[Any]:
-        return (stage for stage in self.stages if stage.domain == domain)
+    def _of(self, domain: str) -> Iterator[tuple[int, Any]]:
+        return ((number, stage) for number, stage in enumerate(self.stages) if stage.domain == domain)
 
 
 def _stage(key: str, settings: Any, sample_rate_hz: int) -> Augmentation | None:

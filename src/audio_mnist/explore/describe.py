@@ -180,7 +180,8 @@ def _grids(
         figures[f"examples_{name}"] = plots.grid(x[:, 0].numpy(), front_end, caption, names)
         if stages and not front_end.frozen:  # an encoder gets no augmented waveforms
             with torch.no_grad():
-                draws = Draws([np.random.default_rng(settings["seed"])], [len(shown)], waveforms.device)
-                x, _ = augmenter(waveforms, targets, front_end, len(corpus.class_names), draws)
+                draws = Draws([settings["seed"]], len(shown), waveforms.device)
+                x = augmenter(waveforms, front_end, draws)
+                x, _ = augmenter.blend(x, targets, len(corpus.class_names), draws)
             figures[f"augmented_{name}"] = plots.grid(x[:, 0].numpy(), front_end, f"{caption}, after {stages}", names)
     return figures

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
-MODE = "trainer.together=true"
 _MOST = 10  # runs of one group: their activations are in memory at once
 
 
@@ -53,44 +52,18 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
     return sorted(groups)  # a job that repeats an earlier one comes after it
 
 
-def keeps_bits(settings: dict[str, Any]) -> bool:
-    """Tell whether runs trained together have the bits that they have alone.
-
-    Seen on processors with AMX, with one thread. A processor that has bfloat16
-    without AMX computes other bits.
-
-    Args:
-        settings: a run's whole config.
-    """
-    import torch
-
-    from audio_mnist.models import Model
-    from audio_mnist.system import devices
-
-    net, trainer = Model.registry.get(settings["model"]["name"]), settings["trainer"]
-    return (
-        devices.precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
-        and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-        and trainer["threads"] == 1
-        and net is not None
-        and net.groups_exactly
-    )
-
-
-def reasons_alone(settings: dict[str, Any], *, asked: bool = False) -> list[str]:
+def reasons_alone(settings: dict[str, Any]) -> list[str]:
     """Return what keeps a run from training together with others; [] where nothing does.
 
     Args:
         settings: the run's whole config.
-        asked: whether trainer.together=null means true: the command line names the launcher.
     """
     from audio_mnist.models import Model
     from audio_mnist.system import devices
 
     trainer, name = settings["trainer"], settings["model"]["name"]
-    together = (asked or keeps_bits(settings)) if trainer["together"] is None else trainer["together"]
     needs = {
-        "trainer.together=true": together,
+        "trainer.together=null or true": trainer["together"] is not False,
         "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
         f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
         "resume=true and a tracking store": settings["resume"] and settings["tracking"]["uri"] is not None,
@@ -137,7 +110,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
         _core.process_joblib_cfg(settings)
         jobs = [sweep.jobs[initial_job_idx + number].job for number in range(len(job_overrides))]
         keys = [job.key for job in jobs]  # variants may give one job twice: the second one waits for the first
-        reasons = [", ".join(reasons_alone(job.settings, asked=tell)) for job in jobs]
+        reasons = [", ".join(reasons_alone(job.settings)) for job in jobs]
         for feature, reason in dict.fromkeys((j.feature, r) for j, r in zip(jobs, reasons, strict=True) if r and tell):
             log.info("%s: not trained together: %s", feature, reason)
         alone = [
@@ -145,11 +118,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
             for number, (key, reason) in enumerate(zip(keys, reasons, strict=True))
         ]
         families = [None if by_itself else family_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
-        modes = ([MODE] if job.settings["trainer"]["together"] else [] for job in jobs)
-        numbered = [
-            (initial_job_idx + number, [*overrides, *mode])
-            for number, (overrides, mode) in enumerate(zip(job_overrides, modes, strict=True))
-        ]
+        numbered = [(initial_job_idx + number, list(overrides)) for number, overrides in enumerate(job_overrides)]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
         done = Parallel(**settings)(
             delayed(run_group)([numbered[number] for number in group], *context)

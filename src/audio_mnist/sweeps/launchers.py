@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from audio_mnist.config import load_modules, to_plain
 from audio_mnist.errors import AudioMnistError
 from audio_mnist.sweeps import grouping, workers
 from audio_mnist.system import processes
@@ -169,29 +168,18 @@ class JoblibLauncher(Launcher):
 
 
 class TogetherLauncher(JoblibLauncher):
-    """Runs that differ in fold and seed alone, as one grouped net in each process.
+    """Runs that differ in fold and seed alone train in one process, which computes their features once.
 
-    By default only where they keep the bits that they have alone. Elsewhere the
-    command line must name this launcher, or `trainer.together=true`.
+    `trainer.together` says which do, and whether as one net.
     """
 
     target = "hydra/launcher=together"  # Hydra's own launcher is joblib's
     groups = True
 
-    @property
-    def _named(self) -> bool:
-        return self.target in self._config.hydra.overrides.hydra
-
-    def resolve(self, cfg: DictConfig) -> list[str]:
-        if not self._named or cfg.trainer.together is not None:
-            return []
-        load_modules(list(cfg.modules))
-        settings = to_plain(cfg)
-        return [] if grouping.keeps_bits(settings) or grouping.reasons_alone(settings, asked=True) else [grouping.MODE]
-
     def expect(self, sweep: "Sweep") -> None:
         super().expect(sweep)
-        grouping.replace_launch(sweep, self.side_by_side, tell=self._named)
+        named = self.target in self._config.hydra.overrides.hydra
+        grouping.replace_launch(sweep, self.side_by_side, tell=named or bool(self._config.trainer.together))
 
 
 def launcher_of(config: DictConfig) -> Launcher:

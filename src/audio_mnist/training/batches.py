@@ -20,11 +20,13 @@ class Rows(NamedTuple):
         positions: (B,) positions in the set that the batch is drawn from.
         clips: (B,) row numbers of the manifest.
         placement: (B,) share of the slack before each clip, for training; None to centre. See `WaveformStore.gather`.
+        draws: (B,) numbers of the clips among those of an epoch's random numbers, for training.
     """
 
     positions: np.ndarray
     clips: np.ndarray
-    placement: np.ndarray | None
+    placement: np.ndarray | None = None
+    draws: np.ndarray | None = None
 
     @classmethod
     def joined(cls, batches: Sequence["Rows"]) -> "Rows":
@@ -68,17 +70,19 @@ class ResidentClips:
 class ShuffledBatches(Sampler[Rows]):
     """Batches of one epoch in random order, each clip at a random place in its window.
 
-    The draws depend only on the seed and the epoch, so an epoch is the same
-    whether or not the process saw those before it. On several devices each takes
-    its share of one permutation. An incomplete last batch is left out: batch
-    normalisation would weigh its clips differently.
+    The numbers depend only on the seed and the epoch, so an epoch is the same
+    whether or not the process saw those before it. A clip's place is the same in
+    every fold that trains on it. On several devices each takes its share of one
+    permutation. An incomplete last batch is left out: batch normalisation would
+    weigh its clips differently.
 
     Args:
         indices: (n,) clips, at least 2.
         batch_size: B of one device; at most n.
-        seed: random seed of the draws.
+        seed: random seed.
         placement: copies of a clip in an epoch, and when they get new places.
         classes: (n,) class numbers, to draw classes alike, with replacement; None takes every clip once.
+        clips: number of clips of the corpus; None for the largest of `indices` and those before it.
     """
 
     def __init__(
@@ -88,44 +92,60 @@ class ShuffledBatches(Sampler[Rows]):
         seed: int,
         placement: Placement | None = None,
         classes: np.ndarray | None = None,
+        clips: int | None = None,
     ) -> None:
         self._placement = placement or Placement()
-        self._indices, self._seed = np.tile(indices, self._placement.copies), seed
-        self.batch_size = min(batch_size, len(self._indices) // world()[1])
+        self._clips = clips or int(indices.max()) + 1
+        every = self._clips * np.arange(self._placement.copies)[:, None]
+        self.copies, self._seed = (every + indices).ravel(), seed  # number of each copy among the corpus's copies
+        self.batch_size = min(batch_size, len(self.copies) // world()[1])
         self.epoch = 0
-        self._share: np.ndarray | None = None  # probability of each clip
+        self._share: np.ndarray | None = None  # probability of each copy
         if classes is not None:
             wanted = 1 / np.bincount(classes)[np.tile(classes, self._placement.copies)]
             self._share = wanted / wanted.sum()
+
+    @property
+    def drawn(self) -> int:
+        """How many clips an epoch has random numbers for."""
+        return self._clips * self._placement.copies if self._share is None else len(self.copies)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls it before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._indices) // (self.batch_size * world()[1])
+        return len(self.copies) // (self.batch_size * world()[1])
 
     def __iter__(self) -> Iterator[Rows]:
         rank, size = world()
         rng = np.random.default_rng([self._seed, self.epoch])
-        if self._share is None:
-            permutation = rng.permutation(len(self._indices))
-        else:
-            permutation = rng.choice(len(self._indices), len(self._indices), p=self._share)
-        order, placement = self._indices[permutation], rng.random(len(self._indices))
-        if not self._placement.redraw:  # the places are drawn once and stay with the copies
-            placement = np.random.default_rng(self._seed).random(len(self._indices))[permutation]
+        count = len(self.copies)
+        order = rng.permutation(count) if self._share is None else rng.choice(count, count, p=self._share)
+        # a clip that comes twice must differ
+        draws = self.copies[order] if self._share is None else np.arange(count)
+        rows = self._rows(order, self.copies[order], draws)
         for number in range(len(self)):
             start = (number * size + rank) * self.batch_size
             part = slice(start, start + self.batch_size)
-            yield Rows(permutation[part], order[part], placement[part])
+            yield Rows(*(of_all[part] for of_all in rows))  # type: ignore[index]
+
+    def of_copies(self, copies: np.ndarray) -> Rows:
+        """Return copies as they are in this epoch, for every fold."""
+        return self._rows(copies, copies, copies)
+
+    def _rows(self, positions: np.ndarray, copies: np.ndarray, draws: np.ndarray) -> Rows:
+        if self._placement.redraw:
+            places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.drawn)[draws]
+        else:  # they are drawn once and stay with the copies
+            places = np.random.default_rng(self._seed).random(self._clips * self._placement.copies)[copies]
+        return Rows(positions, copies % self._clips, places, draws)
 
     def fixed(self) -> Rows | None:
         """Return the whole set where its clips keep their places for all epochs, else None."""
         if self._placement.redraw:
             return None
-        every = np.arange(len(self._indices))
-        return Rows(every, self._indices, np.random.default_rng(self._seed).random(len(every)))
+        return self._rows(np.arange(len(self.copies)), self.copies, self.copies)
 
 
 class CentredBatches(Sampler[Rows]):
@@ -145,11 +165,11 @@ class CentredBatches(Sampler[Rows]):
         return len(self._parts)
 
     def __iter__(self) -> Iterator[Rows]:
-        return (Rows(part, self._indices[part], None) for part in self._parts)
+        return (Rows(part, self._indices[part]) for part in self._parts)
 
     def fixed(self) -> Rows:
         """Return the whole set."""
-        return Rows(np.arange(len(self._indices)), self._indices, None)
+        return Rows(np.arange(len(self._indices)), self._indices)
 
 
 def world() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """One fold as a LightningDataModule: waveforms to the device, features computed there."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,8 +16,9 @@ from audio_mnist.data.prepare import PreparedCorpus
 from audio_mnist.data.split import Split
 from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
-from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches, world
+from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches
 from audio_mnist.training.embeddings import Embeddings
+from audio_mnist.training.shared import SharedFeatures
 
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
 # waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
@@ -98,6 +99,7 @@ class ClipDataModule(LightningDataModule):
         self._split, self._front_end = split, front_end
         self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
+        self._shared: SharedFeatures | None = None
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
     def epoch_shape(self) -> tuple[int, int]:
@@ -116,23 +118,54 @@ class ClipDataModule(LightningDataModule):
             for number, batches in enumerate(self._scored_batches())
         ]
 
+    def share(self, others: Sequence["ClipDataModule"], budget: int) -> None:
+        """Compute augmented features once for this and other runs, which differ in their folds alone.
+
+        Nothing is shared where features do not change, or those of an epoch are larger than the budget.
+
+        Args:
+            others: the other runs' data, on the CPU, of the same seed.
+            budget: largest features of an epoch, bytes.
+        """
+        sampler = self._training_batches()
+        unchanging = sampler.fixed() is not None and not self._augmenter.changes_waveforms
+        if unchanging or self.balanced or self._embeddings is not None:
+            return
+        parts = [one._training_batches().copies for one in (self, *others)]
+        copies = np.unique(np.concatenate(parts))
+        one = self._features(sampler.of_copies(copies[:1]), torch.device("cpu"))
+        if one.nbytes * len(copies) <= budget:
+            self._shared = SharedFeatures(copies)
+            for other in others:
+                other._shared = self._shared
+
     def _train(self, sampler: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training batches of one epoch, several computed at once."""
         device = self._device()
         at_once = max(1, AT_ONCE_BYTES.get(device.type, 0) // (4 * self._length * sampler.batch_size))
         kept = self._kept_features("train", sampler, device)
-        numbered = enumerate(sampler)
-        while group := list(islice(numbered, at_once)):
-            # the 1 keeps the first step's numbers apart from those of the order of the clips
-            steps = [[self._seed, sampler.epoch, number, world()[0], 1] for number, _ in group]
-            rows = Rows.joined([rows for _, rows in group])
-            draws = Draws([np.random.default_rng(step) for step in steps], [sampler.batch_size] * len(group), device)
+        draws = Draws([self._seed, sampler.epoch, 2], sampler.drawn, device)
+
+        def computed(rows: Rows, own: Draws) -> Tensor:
+            x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+            done = kept is not None or self._embeddings is not None
+            return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), own)
+
+        def of_copies(copies: np.ndarray) -> Tensor:
+            return computed(sampler.of_copies(copies), draws.at(copies))
+
+        batches = iter(sampler)
+        while group := list(islice(batches, at_once)):
+            rows = Rows.joined(group)
             with _in_float32(device):
                 targets = devices.put(self._targets[rows.clips], device)
-                x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
-                done = kept is not None or self._embeddings is not None
-                front_end = nn.Identity() if done else self._front_end.to(device)
-                x, targets = self._augmenter.to(device)(x, targets, front_end, self._classes, draws)
+                assert rows.draws is not None
+                own = draws.at(rows.draws, sampler.batch_size)
+                if self._shared is not None:
+                    x = self._shared.of(sampler.epoch, rows.draws, at_once * sampler.batch_size, of_copies)
+                else:
+                    x = computed(rows, own)
+                x, targets = self._augmenter.blend(x, targets, self._classes, own)
             yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
 
     def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -192,7 +225,7 @@ class ClipDataModule(LightningDataModule):
             self._kept[name] = None
             rows = None if self._embeddings is not None else sampler.fixed()
             if rows is not None and not (name == "train" and self._augmenter.changes_waveforms):
-                one = self._features(Rows(rows.positions[:1], rows.clips[:1], None), device)
+                one = self._features(Rows(rows.positions[:1], rows.clips[:1]), device)
                 if one.nbytes * len(rows.clips) <= KEPT_BYTES:
                     self._kept[name] = self._compute(rows, device)
         return self._kept[name]
@@ -207,7 +240,8 @@ class ClipDataModule(LightningDataModule):
 
     def _training_batches(self) -> ShuffledBatches:
         classes = self._targets[self._split.train] if self.balanced else None
-        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement, classes)
+        clips = len(self._targets)
+        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement, classes, clips)
 
     def _scored_batches(self) -> list[CentredBatches]:
         sets: list[np.ndarray] = [self._split.fold] + ([self._split.selection] if len(self._split.selection) else [])

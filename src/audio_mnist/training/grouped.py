@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audio_mnist.models import Model
 from audio_mnist.models.base import RowNorm
+from audio_mnist.system import devices
 
 # On maps of 2 x 2 oneDNN sums a group's convolution in another order. bfloat16 hides it in most batches, so no trial
 # finds it for sure. None was seen on maps of 2 x 3 and more, in 450 batches.
@@ -68,6 +71,25 @@ class GroupedDropout(nn.Module):
             shape = (*one.shape[:2], *[1] * (one.ndim - 2)) if self.of_channels else one.shape
             kept.append(torch.empty(shape, dtype=x.dtype).bernoulli_(1 - self.p, generator=generator))
         return x * torch.cat(kept, dim=1).div_(1 - self.p)
+
+
+def groups_exactly(settings: dict[str, Any]) -> bool:
+    """Tell whether runs trained as one net have the bits that they have alone.
+
+    Seen on processors with AMX, with one thread. A processor that has bfloat16
+    without AMX computes other bits.
+
+    Args:
+        settings: a run's whole config.
+    """
+    net, trainer = Model.registry.get(settings["model"]["name"]), settings["trainer"]
+    return (
+        devices.precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
+        and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        and trainer["threads"] == 1
+        and net is not None
+        and net.groups_exactly
+    )
 
 
 def group(

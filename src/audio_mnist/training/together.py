@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from torch import Tensor
+from torch import Tensor, nn
 
 from audio_mnist.system import devices, locks
 from audio_mnist.tracking.run import Run
@@ -24,11 +24,12 @@ from audio_mnist.tracking.tracker import connect
 from audio_mnist.training import progress, run
 from audio_mnist.training.callbacks import epoch_seed
 from audio_mnist.training.classifier import optimizer_of
-from audio_mnist.training.datamodule import FeatureBatches
+from audio_mnist.training.datamodule import ClipDataModule, FeatureBatches
 from audio_mnist.training.fit import Parts, build, interruptible
-from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
+from audio_mnist.training.grouped import UnsupportedError, group, groups_exactly, share_gradients
 from audio_mnist.training.job import Job
 from audio_mnist.training.resume import LAST, PENDING, Workplace, claim, resume_dir
+from audio_mnist.training.shared import SHARED_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +85,66 @@ class _Zipped:
         return zip(*self._loaders, strict=True)
 
 
+class SideBySide(nn.Module):
+    """Nets that pass one after another, each with the random numbers that it has alone.
+
+    Args:
+        nets: K nets.
+        generators: each net's random numbers.
+
+    Shape: K inputs (B, C, F, N) -> K outputs (B, classes).
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        self.nets, self._generators = nn.ModuleList(nets), generators
+
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        outputs = []
+        with torch.random.fork_rng(devices=[]):
+            for net, generator, part in zip(self.nets, self._generators, x, strict=True):
+                torch.set_rng_state(generator.get_state())
+                outputs.append(net(part.contiguous(memory_format=torch.channels_last)))
+                generator.set_state(torch.get_rng_state())
+        return outputs
+
+
+class Grouped(nn.Module):
+    """Nets of one shape that pass as one net of K groups.
+
+    Args:
+        nets: K nets, in evaluation mode.
+        generators: each net's random numbers of dropout.
+        example: features (B, C, F, N) in the shape of a batch.
+        exact: whether a step must have the bits of each net alone.
+
+    Shape: K inputs (B, C, F, N) -> K outputs (B, classes).
+
+    Raises:
+        UnsupportedError: the nets cannot be grouped.
+    """
+
+    def __init__(
+        self, nets: Sequence[nn.Module], generators: Sequence[torch.Generator], example: Tensor, *, exact: bool
+    ) -> None:
+        super().__init__()
+        self.net = group(nets, generators, example, exact=exact)
+        share_gradients(self.net, nets)
+
+    def forward(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
+        whole = torch.cat(list(x), dim=1).contiguous(memory_format=torch.channels_last)  # (B, K C, F, N)
+        return self.net(whole).chunk(len(x), dim=1)
+
+
 class Together(LightningModule):
-    """The grouped net of all members; its loss is the sum of theirs.
+    """The nets of all members; its loss is the sum of theirs.
 
     Args:
         members: runs with nets of one shape.
+        nets: passes their batches.
 
     Attributes:
         scores: newest score of each member's scored fold, where training logs it; None before the first.
-
-    Raises:
-        UnsupportedError: the net cannot be grouped.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -102,22 +152,14 @@ class Together(LightningModule):
         self._members = members
         self._generators = [torch.Generator() for _ in members]
         self.scores: list[float | None] = [None] * len(members)
-        first = members[0]
-        silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
-        example = first.parts.classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
-        for member in members:  # they only score
-            member.parts.classifier.eval()
-        nets = [member.parts.classifier.net for member in members]
-        self.net = group(nets, self._generators, example, exact=not first.job.settings["trainer"]["together"])
-        share_gradients(self.net, nets)
+        self.nets = _joined(members, self._generators)
 
     def on_train_epoch_start(self) -> None:
         for member, generator in zip(self._members, self._generators, strict=True):
             generator.manual_seed(epoch_seed(member.job.settings["seed"], self.current_epoch, 0))
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
-        x = torch.cat([x for x, _ in batch], dim=1)  # (B, K C, F, N)
-        logits = self.net(x.contiguous(memory_format=torch.channels_last)).chunk(len(batch), dim=1)
+        logits = self.nets([x for x, _ in batch])
         losses = [
             member.parts.classifier.training_loss(member_logits, targets)
             for member, member_logits, (_, targets) in zip(self._members, logits, batch, strict=True)
@@ -148,7 +190,28 @@ class Together(LightningModule):
         self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none=False)  # None would end the members' views
+        grouped = isinstance(self.nets, Grouped)
+        super().zero_grad(set_to_none=not grouped)  # None would end the members' views
+
+
+def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) -> nn.Module:
+    """Return the members' nets as one where that is asked for, or keeps their bits; else side by side."""
+    first = members[0]
+    settings, classifier = first.job.settings, first.parts.classifier
+    asked = settings["trainer"]["together"]
+    for member in members:
+        member.parts.classifier.eval()
+    nets = [member.parts.classifier.net for member in members]
+    if asked or groups_exactly(settings):
+        silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
+        example = classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
+        try:
+            return Grouped(nets, generators, example, exact=not asked)
+        except UnsupportedError as error:
+            level = logging.INFO if asked else logging.DEBUG  # nobody asked for one net
+            name = settings["model"]["name"]
+            log.log(level, "%s: not trained as one net: model=%s: %s", first.job.feature, name, error)
+    return SideBySide(nets, generators).train()
 
 
 class _KeepStates(Callback):
@@ -233,13 +296,8 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
             members += [member] if member is not None else []
         if len(members) < 2:  # the others are finished or half trained
             return
-        try:
-            module = Together(members)
-        except UnsupportedError as error:
-            settings = jobs[0].settings
-            level = logging.INFO if settings["trainer"]["together"] else logging.DEBUG  # nobody asked for the group
-            log.log(level, "%s: not trained together: model=%s: %s", jobs[0].feature, settings["model"]["name"], error)
-            return
+        module = Together(members)
+        _share_features(members)
         trainer = Trainer(
             **members[0].parts.options | {"enable_progress_bar": False},
             logger=False,
@@ -255,6 +313,14 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
         *(jobs[0].feature, ",".join(str(member.job.fold) for member in members)),
         *(trainer.current_epoch, time.monotonic() - began),
     )
+
+
+def _share_features(members: Sequence[Member]) -> None:
+    by_seed: dict[int, list[ClipDataModule]] = {}
+    for member in members:
+        by_seed.setdefault(member.job.settings["seed"], []).append(member.parts.data)
+    for first, *others in by_seed.values():
+        first.share(others, SHARED_BYTES // len(by_seed))
 
 
 def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack) -> Member | None:
