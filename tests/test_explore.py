@@ -10,7 +10,7 @@ import torch
 from audio_mnist import cli, features
 from audio_mnist.config import to_plain
 from audio_mnist.data.prepare import prepare
-from audio_mnist.explore.describe import describe
+from audio_mnist.explore.describe import describe, summary
 from audio_mnist.report import plots
 from audio_mnist.tracking.tracker import Tracker
 from tests.conftest import composed, run_command, write_tones
@@ -38,6 +38,16 @@ def test_describe_finds_what_is_wrong_with_clips(odd_tones: Path) -> None:
     assert table.index[table["clipped"]].tolist() == ["mid/s9_clipped.wav"]
     assert table["native_hz"].to_dict()["high/s9_rate.wav"] == 11_025
     assert (table["native_hz"] == 8000).sum() == len(table) - 1
+
+
+def test_summary_says_that_training_would_stop(tones: Path) -> None:
+    """Four speakers do not make five folds; where the folds can be cut nothing is said."""
+    pattern = "data.settings.speaker_pattern='(?P<speaker>s.)_'"
+    corpus = prepare(to_plain(composed("data=folder", f"data.root={tones}", pattern))["data"])
+    folds = {"count": 5, "group": "auto", "seed": 0, "from": "auto"}
+    text = summary(corpus, describe(corpus), folds)
+    assert "training stops on this corpus: folds.count=5" in text, text
+    assert "training stops" not in summary(corpus, describe(corpus), folds | {"count": 4})
 
 
 def test_explore_command(odd_tones: Path, tmp_path: Path) -> None:

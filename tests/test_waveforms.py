@@ -109,6 +109,32 @@ def test_build_store_names_a_bad_clip(tmp_path: Path, kind: str, caplog: pytest.
     assert "bad.wav" in caplog.text and reason in caplog.text
 
 
+@pytest.mark.parametrize(("suffix", "lacks"), [("wav", "75%"), ("aiff", "75%"), ("au", "75%")])
+def test_build_store_warns_of_a_recording_that_ends_early(
+    tmp_path: Path, suffix: str, lacks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A header of 8,000 samples, a file of 2,000: it is used, with a warning each time, also from the store."""
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    for seed, path in enumerate((whole, cut)):
+        write(path, noise(8000, seed), subtype="PCM_16")
+    with open(cut, "r+b") as file:
+        file.truncate(cut.stat().st_size - 12_000)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            kept, store = build(manifest_of(cut, whole), tmp_path / "cache")
+        assert f"1 recording shorter than the file's header says ({cut} lacks {lacks}); copy" in caplog.text
+        assert len(kept) == 2 and len(store.clip(0)) == 2000
+    caplog.clear()
+    streamed = bytearray(whole.read_bytes())
+    if suffix == "wav":  # ffmpeg writes this where it cannot seek back
+        streamed[40:44] = b"\xff\xff\xff\xff"
+        whole.write_bytes(streamed)
+        with caplog.at_level(logging.WARNING):
+            build(manifest_of(whole), tmp_path / "cache")
+        assert not caplog.text
+
+
 def test_build_store_of_bad_clips_alone_is_an_error(tmp_path: Path) -> None:
     """Skipping everything is not a corpus."""
     (tmp_path / "a.wav").touch()
@@ -121,7 +147,7 @@ def test_build_store_counts_copies_and_refuses_two_labels(tmp_path: Path, caplog
     table = manifest_of(write(tmp_path / "a.wav", noise()), write(tmp_path / "b.wav", noise()))
     with caplog.at_level(logging.WARNING):
         kept, _ = build(table, tmp_path / "cache")
-    assert "1 clips are copies of others (b.wav of a.wav)" in caplog.text
+    assert "1 clip with the sound of another (b.wav of a.wav)" in caplog.text
     assert kept["recording"].tolist() == ["a.wav", "a.wav"]
     table.loc[1, "label"] = "b"
     with pytest.raises(DataError, match=r"different labels: .*a\.wav \(a\), .*b\.wav \(b\)"):

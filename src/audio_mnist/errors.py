@@ -41,6 +41,15 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "recording"), counted(3, "recording")
+    ('1 recording', '3 recordings')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def by_cause(reasons: Mapping[str, str], what: str) -> str:
     """List files that cannot be used, those of one cause together, the most frequent cause first.
 

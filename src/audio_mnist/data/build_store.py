@@ -27,14 +27,15 @@ from audio_mnist.data import formats
 from audio_mnist.data.copies import first_copies
 from audio_mnist.data.decode import Limits, Written, digest, read_header, write_clip, write_clips
 from audio_mnist.data.store import WaveformStore
-from audio_mnist.errors import DataError, by_cause, listed
+from audio_mnist.errors import DataError, by_cause, counted, listed
 from audio_mnist.system import processes
 
 log = logging.getLogger(__name__)
-VERSION = 2  # raise it whenever the stored samples would differ
+VERSION = 3  # raise it whenever the stored samples, or what is known of them, would differ
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
-_SHOWN = 10  # most copies that a message lists
+_SHOWN = 10  # most clips that a message lists
+_MISSING = 0.01  # least share of a recording that is missed
 _CHEAP_BYTES = 2**26  # a store of this size is checked whole
 _CHECKED = 64  # clips that are checked of a larger one
 
@@ -105,8 +106,17 @@ def _kept(manifest: pd.DataFrame, table: pd.DataFrame, on_bad_clip: str, copies:
         recording=manifest["clip_id"].to_numpy()[first],
     )
     kept = kept.reset_index(drop=True)
+    _warn_of_missing(kept["path"], table["missing"].to_numpy()[good].astype(float))
     _check_copies(kept)
     return kept
+
+
+def _warn_of_missing(paths: pd.Series, missing: np.ndarray) -> None:
+    cut = np.flatnonzero(missing >= _MISSING)
+    if len(cut):
+        shown = listed((f"{paths[i]} lacks {missing[i]:.0%}" for i in cut), _SHOWN)
+        count = counted(len(cut), "recording")
+        log.warning("%s shorter than the file's header says (%s); copy or download again", count, shown)
 
 
 def _table(folder: Path) -> pd.DataFrame:
@@ -285,6 +295,6 @@ def _check_copies(manifest: pd.DataFrame) -> None:
     later = copies[copies["recording"].duplicated()]
     shown = [f"{row.clip_id} of {row.recording}" for row in later.itertuples()]
     log.warning(
-        "%d clips are copies of others (%s); copies stay on one side of every split and are scored once",
-        *(len(shown), listed(shown, _SHOWN)),
+        "%s with the sound of another (%s); copies stay on one side of every split and are scored once",
+        *(counted(len(shown), "clip"), listed(shown, _SHOWN)),
     )

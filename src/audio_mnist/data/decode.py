@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,6 +20,7 @@ MAX_FRAMES = 3600 * 48_000  # most samples of one recording: an hour at 48 kHz, 
 MAX_VALUES = 2 * MAX_FRAMES  # most samples of all its channels
 PEAK = 2.0**31  # largest sample: full scale of 32-bit integers; features of larger ones overflow
 STILL = 2.0**-23  # least change within a clip: one step of 24-bit audio
+_STREAMED = 2**31 - 2**16  # sizes from here on are placeholders of a program that could not seek back
 _BLOCK = 2**18  # frames that are decoded at a time
 _IN_MEMORY = 2**26  # largest file that is read as a whole, bytes
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"} | formats.SUFFIXES
@@ -70,7 +72,7 @@ def decode(path: str, limits: Limits) -> tuple[np.ndarray | None, int, str]:
         (T,) float32 mono, its rate in Hz and "". Where it cannot be used: None, 0 and the reason.
     """
     try:
-        _, samples, native_hz = _read(Path(path), limits)
+        _, samples, native_hz, _ = _read(Path(path), limits)
     except _UnusableError as reason:
         return None, 0, str(reason)
     return samples, native_hz, ""
@@ -125,7 +127,7 @@ def decode_folder(folder: Path, rate_hz: int, *, key: str) -> list[np.ndarray]:
     recordings = []
     for path in paths:
         try:
-            _, samples, native_hz = _read(path, Limits(0.0, float("inf")))
+            _, samples, native_hz, _ = _read(path, Limits(0.0, float("inf")))
             recordings.append(_resampled(samples, native_hz, rate_hz))
         except _UnusableError as reason:
             raise DataError(f"{key}: {path}: {reason}") from None
@@ -146,6 +148,7 @@ class Written(NamedTuple):
         sound: digest of the decoded samples and their rate; equal for lossless copies in other containers.
         stored: digest of the samples as they were written.
         duration_s: duration of the recording.
+        missing: share of the recording that its header has and the file lacks, 0 to 1.
         reason: why it cannot be used, "" where it can.
     """
 
@@ -154,20 +157,21 @@ class Written(NamedTuple):
     sound: str
     stored: str
     duration_s: float
+    missing: float
     reason: str
 
 
 def write_clip(path: str, rate_hz: int, limits: Limits, file: IO[bytes]) -> Written:
     """Append one recording's samples at `rate_hz`, mono float32, to an open file."""
     try:
-        content, native, native_hz = _read(Path(path), limits)
+        content, native, native_hz, missing = _read(Path(path), limits)
         samples = _resampled(native, native_hz, rate_hz)
     except _UnusableError as reason:
-        return Written(0, "", "", "", 0.0, str(reason))
+        return Written(0, "", "", "", 0.0, 0.0, str(reason))
     file.write(samples.tobytes())
     sound = digest(native, native_hz)
     stored = sound if samples is native else digest(samples, rate_hz)
-    return Written(len(samples), content, sound, stored, len(native) / native_hz, "")
+    return Written(len(samples), content, sound, stored, len(native) / native_hz, missing, "")
 
 
 def digest(samples: np.ndarray, rate_hz: int) -> str:
@@ -219,8 +223,8 @@ def _resampled(samples: np.ndarray, own_hz: int, rate_hz: int) -> np.ndarray:
     return resampled.astype(np.float32, copy=False)
 
 
-def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int]:
-    """Return the SHA-256 of the file's bytes, the (T,) float32 mean of its channels, and its rate in Hz."""
+def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int, float]:
+    """Return the SHA-256 of the file's bytes, the (T,) float32 mean of its channels, its rate in Hz, `_missing`."""
     try:
         size = path.stat().st_size
         if size == 0:
@@ -228,7 +232,7 @@ def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int]:
         with _Bytes(path.read_bytes()) if size <= _IN_MEMORY else _File(path) as encoded:
             content = hashlib.file_digest(encoded, "sha256").hexdigest()
             encoded.seek(0)
-            samples, native_hz = _decoded(encoded, limits)
+            samples, native_hz, missing = _decoded(encoded, limits)
     except FileNotFoundError:
         raise _UnusableError("no such file") from None
     except OSError as error:
@@ -238,18 +242,18 @@ def _read(path: Path, limits: Limits) -> tuple[str, np.ndarray, int]:
     reason = check_samples(samples, native_hz, limits)
     if reason:
         raise _UnusableError(reason)
-    return content, samples, native_hz
+    return content, samples, native_hz, missing
 
 
-def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
+def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int, float]:
     """Decode block by block, so that many channels take no more memory than one."""
     try:
         opened = soundfile.SoundFile(encoded)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
-        return _decoded_otherwise(encoded, limits, _reason(error))
+        return *_decoded_otherwise(encoded, limits, _reason(error)), 0.0
     try:
         with opened as file:
-            frames, native_hz = file.frames, file.samplerate
+            frames, native_hz, missing = file.frames, file.samplerate, _missing(file.extra_info)
             if not RATES_HZ[0] <= native_hz <= RATES_HZ[1]:
                 raise _UnusableError(f"sample rate {native_hz} Hz, expected {RATES_HZ[0]} to {RATES_HZ[1]}")
             if frames > limits.max_s * native_hz:  # before anything is decoded
@@ -269,7 +273,17 @@ def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int]:
                 filled += len(mono)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         raise _UnusableError(f"not a recording that libsndfile reads ({_reason(error)})") from None
-    return samples[:filled], native_hz
+    return samples[:filled], native_hz, missing
+
+
+def _missing(log: str) -> float:
+    """Read from libsndfile's log which share of a recording its header has and the file lacks.
+
+    >>> _missing("data : 16000 (should be 4000)")
+    0.75
+    """
+    sizes = ((int(claimed), int(found)) for claimed, found in re.findall(r": (\d+) \(should be (\d+)\)", log))
+    return max((1 - found / claimed for claimed, found in sizes if found < claimed < _STREAMED), default=0.0)
 
 
 def _decoded_otherwise(encoded: IO[bytes], limits: Limits, reason: str) -> tuple[np.ndarray, int]:
@@ -291,4 +305,4 @@ def _decoded_otherwise(encoded: IO[bytes], limits: Limits, reason: str) -> tuple
 
 def _reason(error: Exception) -> str:
     """Return libsndfile's words, without the memory address of the file."""
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return str(getattr(error, "error_string", error)).strip().rstrip(".") or "its data are damaged"

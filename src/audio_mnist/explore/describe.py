@@ -15,8 +15,9 @@ from audio_mnist.augment import Augmenter, Draws
 from audio_mnist.data import fold_notes
 from audio_mnist.data.advice import advice
 from audio_mnist.data.decode import read_header
+from audio_mnist.data.folds import cut_folds
 from audio_mnist.data.prepare import PreparedCorpus
-from audio_mnist.errors import ConfigError, listed
+from audio_mnist.errors import AudioMnistError, ConfigError, counted, listed
 from audio_mnist.report import plots, tables
 
 FULL_SCALE = 0.999  # a sample at or above it is clipped; three in a row make a clipped clip
@@ -46,14 +47,15 @@ def describe(corpus: PreparedCorpus) -> pd.DataFrame:
     return table
 
 
-def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") -> str:
+def summary(corpus: PreparedCorpus, table: pd.DataFrame, folds: dict[str, Any]) -> str:
     """Describe a corpus as text.
 
     Args:
         corpus: the decoded clips.
         table: the result of `describe`.
-        group: the column that will keep clips together, `data.group`.
+        folds: settings of the folds that a training cuts, the config `folds`.
     """
+    group = folds["group"]
     rates = Counter(table["native_hz"].tolist()).most_common()
     longer = int((table["duration_s"] * corpus.store.sample_rate_hz > 1.05 * corpus.clip_samples).sum())
     window_s = corpus.clip_samples / corpus.store.sample_rate_hz
@@ -75,6 +77,10 @@ def summary(corpus: PreparedCorpus, table: pd.DataFrame, group: str = "auto") ->
             text += f"{what}: {listed(ids)}\n"
     text += "".join(f"note: {line}\n" for line in fold_notes.on_columns(corpus.manifest, group))
     text += "".join(f"advice: {line}\n" for line in advice(corpus))
+    try:
+        cut_folds(corpus.manifest, folds)
+    except AudioMnistError as error:
+        text += f"training stops on this corpus: {error}\n"
     if corpus.left_out:
         text += f"unusable (named above): {len(corpus.left_out)} clips; training stops on them unless "
         text += "data.on_bad_clip=skip\n"
@@ -148,7 +154,7 @@ def _shown_clips(corpus: PreparedCorpus, table: pd.DataFrame, settings: dict[str
     if not len(of_class):
         raise ConfigError(f"label={label}: no training clip has it; the corpus has {', '.join(corpus.class_names)}")
     shown = rng.permutation(of_class)[: settings["examples"]]
-    return shown, f"{len(shown)} clips of class {label}"
+    return shown, f"{counted(len(shown), 'clip')} of class {label}"
 
 
 def _row_of(table: pd.DataFrame, clip_id: str) -> int:

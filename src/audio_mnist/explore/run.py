@@ -33,7 +33,7 @@ def explore(cfg: DictConfig, output_dir: Path) -> None:
     # numbers; a clip that cannot be used is a finding here, not the end
     corpus = prepare(settings["data"] | {"on_bad_clip": "skip"})
     table = describe(corpus)
-    text = summary(corpus, table, settings["data"]["group"])
+    text = summary(corpus, table, _folds(settings["data"]["group"]))
     print("\n" + text, flush=True)
 
     # pictures
@@ -62,6 +62,13 @@ def explore(cfg: DictConfig, output_dir: Path) -> None:
     print(f"written: {', '.join(f'{name}.png' for name in figures)} and summary.txt in {output_dir}", flush=True)
     if cfg.tracking.uri:
         print(f"tracked: run {run.id}", flush=True)
+
+
+def _folds(group: str) -> dict[str, Any]:
+    """Return the settings of a training's folds."""
+    folds = compose("train").folds
+    folds.group = group
+    return to_plain(folds)
 
 
 def _feature(name: str) -> dict[str, Any]:

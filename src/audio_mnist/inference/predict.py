@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from audio_mnist.config import load_modules
 from audio_mnist.data.tables import cell
-from audio_mnist.errors import DataError, by_cause
+from audio_mnist.errors import DataError, by_cause, counted
 from audio_mnist.inference.load import load_predictor
 from audio_mnist.inference.predictor import Predictor
 from audio_mnist.inference.recordings import Cut, batches, find_audio, windows
@@ -209,19 +209,17 @@ def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_sh
     if asked <= _SHOWN:
         for line in output.shown():
             log.info("%s", line)
-    members = f"{len(predictor.classifiers)} members" if len(predictor.classifiers) > 1 else "1 member"
-    log.info(
-        "%d recordings by %s (%s, run %s): %s",
-        *(asked - len(unreadable), predictor.name, members, predictor.run_id, output.path),
-    )
+    members = counted(len(predictor.classifiers), "member")
+    answered = counted(asked - len(unreadable), "recording")
+    log.info("%s by %s (%s, run %s): %s", answered, predictor.name, members, predictor.run_id, output.path)
     if cut_short:
         log.info(
-            "note: %d recordings are much longer than the model's window of %.1f s, so it used only their middle; "
-            "window_s=%.1f slides over them",
-            *(cut_short, predictor.window_s, predictor.window_s),
+            "note: of %s much longer than the model's window of %.1f s it used only the middle; "
+            "window_s=%.1f slides over all of it",
+            *(counted(cut_short, "recording"), predictor.window_s, predictor.window_s),
         )
     if unreadable:
         # names may not be UTF-8
         causes = by_cause(unreadable, "recordings").encode(errors="backslashreplace").decode()
         where = output.unreadable_path
-        log.warning("%d recordings could not be read, listed in %s:\n%s", len(unreadable), where, causes)
+        log.warning("%s could not be read, listed in %s:\n%s", counted(len(unreadable), "recording"), where, causes)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock
 from omegaconf import DictConfig, read_write
 
-from audio_mnist.errors import AudioMnistError, ConfigError
+from audio_mnist.errors import AudioMnistError, ConfigError, counted
 from audio_mnist.sweeps import state
 from audio_mnist.sweeps.launchers import Launcher
 from audio_mnist.system.paths import network_file_system
@@ -156,7 +156,7 @@ class ClusterLauncher(Launcher):
                 for number in joined:
                     sweep.view.move(number, sweep.elsewhere[number])
             if joined:
-                log.info("%d jobs of an earlier command are joined, not submitted again", len(joined))
+                log.info("joined %s of an earlier command, not submitted again", counted(len(joined), "job"))
             self._watch(sweep)
         except AudioMnistError as error:
             sys.exit(f"error: {error}")
@@ -279,9 +279,10 @@ class ClusterLauncher(Launcher):
             return
         if self._settings.get("leave_jobs"):
             joins = "the same command joins them again" if sweep.resume_dir else "with resume=false nothing joins them"
-            log.info("%d jobs stay in the cluster; %s", len(self._waiting), joins)
+            log.info("left in the cluster: %s; %s", counted(len(self._waiting), "job"), joins)
             return
-        log.info("cancelling %d jobs; press Ctrl-C again to leave without waiting for their end", len(self._waiting))
+        jobs = counted(len(self._waiting), "job")
+        log.info("cancelling %s; press Ctrl-C again to leave without waiting", jobs)
         deadline, left = time.monotonic() + _END_S, set(self._waiting)
         try:
             with contextlib.suppress(KeyboardInterrupt):  # asked for a second time: they end by themselves

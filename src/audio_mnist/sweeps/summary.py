@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from audio_mnist.data.split import ALL
-from audio_mnist.errors import RunError
+from audio_mnist.errors import RunError, counted
 from audio_mnist.report import plots, tables
 from audio_mnist.scoring import measures, mixture
 from audio_mnist.sweeps import ablation, learning_curve, search_report, seeds
@@ -240,7 +240,7 @@ def summary_text(outcome: Outcome, next_steps: list[str]) -> str:
     lines = [table_text(outcome)]
     lines += [f"note: {note}" for note in outcome.notes]
     done = len(outcome.jobs) - len(outcome.unfinished)
-    total = f"{done} of {len(outcome.jobs)} runs finished in {outcome.seconds:.0f} s"
+    total = f"{done} of {counted(len(outcome.jobs), 'run')} finished in {outcome.seconds:.0f} s"
     total += f", {outcome.finished_before} of them before" if outcome.finished_before else ""
     lines.append(total + (":" if outcome.unfinished else ""))
     lines += _listed([f"  {job.overrides}: {job.reason}" for job in outcome.unfinished])
