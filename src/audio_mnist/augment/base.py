@@ -86,7 +86,8 @@ class Draws:
     def amplitudes(self, low_db: float, high_db: float) -> Tensor:
         """Draw (clips, 1, 1) float32 ratios of amplitudes, uniform in dB."""
         # of all clips at once: the last digit of a power can depend on its place in an array
-        return self.put(self.on_cpu(lambda rng, n: np.float32(10 ** (rng.uniform(low_db, high_db, (n, 1, 1)) / 20))))
+        ratios = self.on_cpu(lambda rng, n: 10 ** (rng.uniform(low_db, high_db, (n, 1, 1)) / 20))
+        return self.put(ratios.astype(np.float32))
 
     def integers(self, below: int, *shape: int) -> Tensor:
         """Draw (clips, *shape) int64 numbers, uniformly from 0 to `below` - 1."""

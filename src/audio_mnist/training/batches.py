@@ -71,10 +71,10 @@ class ShuffledBatches(Sampler[Rows]):
     """Batches of one epoch in random order, each clip at a random place in its window.
 
     The numbers depend only on the seed and the epoch, so an epoch is the same
-    whether or not the process saw those before it. A clip's place is the same in
-    every fold that trains on it. On several devices each takes its share of one
-    permutation. An incomplete last batch is left out: batch normalisation would
-    weigh its clips differently.
+    whether or not the process saw those before it. All folds of a seed take their
+    clips from one order of the corpus, and give a clip the same place. On several
+    devices each takes its share of the order. An incomplete last batch is left
+    out: batch normalisation would weigh its clips differently.
 
     Args:
         indices: (n,) clips, at least 2.
@@ -98,6 +98,8 @@ class ShuffledBatches(Sampler[Rows]):
         self._clips = clips or int(indices.max()) + 1
         every = self._clips * np.arange(self._placement.copies)[:, None]
         self.copies, self._seed = (every + indices).ravel(), seed  # number of each copy among the corpus's copies
+        self._position_of = np.full(every.size * self._clips, -1)
+        self._position_of[self.copies] = np.arange(len(self.copies))
         self.batch_size = min(batch_size, len(self.copies) // world()[1])
         self.epoch = 0
         self._share: np.ndarray | None = None  # probability of each copy
@@ -108,7 +110,7 @@ class ShuffledBatches(Sampler[Rows]):
     @property
     def drawn(self) -> int:
         """How many clips an epoch has random numbers for."""
-        return self._clips * self._placement.copies if self._share is None else len(self.copies)
+        return len(self._position_of) if self._share is None else len(self.copies)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls it before each one."""
@@ -119,9 +121,12 @@ class ShuffledBatches(Sampler[Rows]):
 
     def __iter__(self) -> Iterator[Rows]:
         rank, size = world()
-        rng = np.random.default_rng([self._seed, self.epoch])
         count = len(self.copies)
-        order = rng.permutation(count) if self._share is None else rng.choice(count, count, p=self._share)
+        if self._share is None:
+            order = self._position_of[self.order()]
+            order = order[order >= 0]
+        else:
+            order = np.random.default_rng([self._seed, self.epoch]).choice(count, count, p=self._share)
         # a clip that comes twice must differ
         draws = self.copies[order] if self._share is None else np.arange(count)
         rows = self._rows(order, self.copies[order], draws)
@@ -129,6 +134,10 @@ class ShuffledBatches(Sampler[Rows]):
             start = (number * size + rank) * self.batch_size
             part = slice(start, start + self.batch_size)
             yield Rows(*(of_all[part] for of_all in rows))  # type: ignore[index]
+
+    def order(self) -> np.ndarray:
+        """Return the order of all copies of the corpus in this epoch, the same for every fold."""
+        return np.random.default_rng([self._seed, self.epoch]).permutation(len(self._position_of))
 
     def of_copies(self, copies: np.ndarray) -> Rows:
         """Return copies as they are in this epoch, for every fold."""
@@ -138,7 +147,7 @@ class ShuffledBatches(Sampler[Rows]):
         if self._placement.redraw:
             places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.drawn)[draws]
         else:  # they are drawn once and stay with the copies
-            places = np.random.default_rng(self._seed).random(self._clips * self._placement.copies)[copies]
+            places = np.random.default_rng(self._seed).random(len(self._position_of))[copies]
         return Rows(positions, copies % self._clips, places, draws)
 
     def fixed(self) -> Rows | None:

@@ -25,6 +25,23 @@ KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed
 AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
+def share_features(modules: Sequence["ClipDataModule"]) -> None:
+    """Let data modules that differ in their folds alone compute augmented features once.
+
+    Nothing is shared where classes are drawn alike, or features do not change.
+
+    Args:
+        modules: the runs' data, of one seed, on the CPU. The runs keep pace.
+    """
+    first, samplers = modules[0], [module._training_batches() for module in modules]
+    unchanging = samplers[0].fixed() is not None and not first._augmenter.changes_waveforms
+    if unchanging or first.balanced or first._embeddings is not None:
+        return
+    shared = SharedFeatures(samplers)
+    for number, module in enumerate(modules):
+        module._shared = partial(shared.of, number)
+
+
 class FeatureBatches:
     """A loader: a sampler's rows as features (B, C, F, N) and targets on the device.
 
@@ -53,8 +70,8 @@ class ClipDataModule(LightningDataModule):
     A loader yields features (B, C, F, N) and class numbers (B,) on the training's
     device; with mixup shares (B, classes). The features are computed there, and
     the waveforms are gathered there where the corpus fits. Several training
-    batches are augmented and transformed at once; their random numbers are each
-    batch's own. Features of clips that do not change, in validation above all,
+    batches are augmented and transformed at once; each clip has random numbers of
+    its own. Features of clips that do not change, in validation above all,
     are computed once and kept while they are small. The first validation set is
     the scored fold. The second, where there is one, is the selection set.
 
@@ -99,7 +116,7 @@ class ClipDataModule(LightningDataModule):
         self._split, self._front_end = split, front_end
         self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
-        self._shared: SharedFeatures | None = None
+        self._shared: Callable[..., Tensor] | None = None
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
     def epoch_shape(self) -> tuple[int, int]:
@@ -118,27 +135,6 @@ class ClipDataModule(LightningDataModule):
             for number, batches in enumerate(self._scored_batches())
         ]
 
-    def share(self, others: Sequence["ClipDataModule"], budget: int) -> None:
-        """Compute augmented features once for this and other runs, which differ in their folds alone.
-
-        Nothing is shared where features do not change, or those of an epoch are larger than the budget.
-
-        Args:
-            others: the other runs' data, on the CPU, of the same seed.
-            budget: largest features of an epoch, bytes.
-        """
-        sampler = self._training_batches()
-        unchanging = sampler.fixed() is not None and not self._augmenter.changes_waveforms
-        if unchanging or self.balanced or self._embeddings is not None:
-            return
-        parts = [one._training_batches().copies for one in (self, *others)]
-        copies = np.unique(np.concatenate(parts))
-        one = self._features(sampler.of_copies(copies[:1]), torch.device("cpu"))
-        if one.nbytes * len(copies) <= budget:
-            self._shared = SharedFeatures(copies)
-            for other in others:
-                other._shared = self._shared
-
     def _train(self, sampler: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training batches of one epoch, several computed at once."""
         device = self._device()
@@ -146,10 +142,10 @@ class ClipDataModule(LightningDataModule):
         kept = self._kept_features("train", sampler, device)
         draws = Draws([self._seed, sampler.epoch, 2], sampler.drawn, device)
 
-        def computed(rows: Rows, own: Draws) -> Tensor:
+        def computed(rows: Rows, these: Draws) -> Tensor:
             x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
             done = kept is not None or self._embeddings is not None
-            return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), own)
+            return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), these)
 
         def of_copies(copies: np.ndarray) -> Tensor:
             return computed(sampler.of_copies(copies), draws.at(copies))
@@ -160,12 +156,12 @@ class ClipDataModule(LightningDataModule):
             with _in_float32(device):
                 targets = devices.put(self._targets[rows.clips], device)
                 assert rows.draws is not None
-                own = draws.at(rows.draws, sampler.batch_size)
+                these = draws.at(rows.draws, sampler.batch_size)
                 if self._shared is not None:
-                    x = self._shared.of(sampler.epoch, rows.draws, at_once * sampler.batch_size, of_copies)
+                    x = self._shared(sampler, rows.draws, at_once * sampler.batch_size, of_copies)
                 else:
-                    x = computed(rows, own)
-                x, targets = self._augmenter.blend(x, targets, self._classes, own)
+                    x = computed(rows, these)
+                x, targets = self._augmenter.blend(x, targets, self._classes, these)
             yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
 
     def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,12 +24,11 @@ from audio_mnist.tracking.tracker import connect
 from audio_mnist.training import progress, run
 from audio_mnist.training.callbacks import epoch_seed
 from audio_mnist.training.classifier import optimizer_of
-from audio_mnist.training.datamodule import ClipDataModule, FeatureBatches
+from audio_mnist.training.datamodule import ClipDataModule, FeatureBatches, share_features
 from audio_mnist.training.fit import Parts, build, interruptible
 from audio_mnist.training.grouped import UnsupportedError, group, groups_exactly, share_gradients
 from audio_mnist.training.job import Job
 from audio_mnist.training.resume import LAST, PENDING, Workplace, claim, resume_dir
-from audio_mnist.training.shared import SHARED_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -319,8 +318,8 @@ def _share_features(members: Sequence[Member]) -> None:
     by_seed: dict[int, list[ClipDataModule]] = {}
     for member in members:
         by_seed.setdefault(member.job.settings["seed"], []).append(member.parts.data)
-    for first, *others in by_seed.values():
-        first.share(others, SHARED_BYTES // len(by_seed))
+    for modules in by_seed.values():
+        share_features(modules)
 
 
 def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack) -> Member | None:
