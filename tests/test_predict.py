@@ -170,7 +170,7 @@ def test_windows_slide_over_a_long_recording(
     np.testing.assert_allclose(got.filter(like="p:").to_numpy(), predictor.predict_batch(pieces), atol=1e-5)
     with caplog.at_level("INFO"):
         predict(trained.config(tmp_path / "long.wav", tmp_path / "middle.csv"))
-    assert "it used only their middle; window_s=" in caplog.text
+    assert "the model used only the middle of 1 recording much longer than its window" in caplog.text
 
 
 def test_find_audio(tmp_path: Path) -> None:

@@ -279,10 +279,12 @@ def _decoded(encoded: IO[bytes], limits: Limits) -> tuple[np.ndarray, int, float
 def _missing(log: str) -> float:
     """Read from libsndfile's log which share of a recording its header has and the file lacks.
 
-    >>> _missing("data : 16000 (should be 4000)")
+    >>> _missing("Bytes/sec : 32000 (should be 16000) data : 16000 (should be 4000)")
     0.75
     """
-    sizes = ((int(claimed), int(found)) for claimed, found in re.findall(r": (\d+) \(should be (\d+)\)", log))
+    # of WAV, AIFF and AU
+    found_in = re.findall(r"\b(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log)
+    sizes = ((int(claimed), int(found)) for claimed, found in found_in)
     return max((1 - found / claimed for claimed, found in sizes if found < claimed < _STREAMED), default=0.0)
 
 

@@ -214,7 +214,7 @@ def _report(predictor: Predictor, asked: int, unreadable: dict[str, str], cut_sh
     log.info("%s by %s (%s, run %s): %s", answered, predictor.name, members, predictor.run_id, output.path)
     if cut_short:
         log.info(
-            "note: of %s much longer than the model's window of %.1f s it used only the middle; "
+            "note: the model used only the middle of %s much longer than its window of %.1f s; "
             "window_s=%.1f slides over all of it",
             *(counted(cut_short, "recording"), predictor.window_s, predictor.window_s),
         )
