@@ -1,11 +1,13 @@
 """Features that the runs of one seed share: the bits of each run alone."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from audio_mnist.augment import Augmentation
 from audio_mnist.training import datamodule
 from audio_mnist.training.datamodule import ClipDataModule, share_features
 from audio_mnist.training.fit import build
@@ -65,11 +67,32 @@ def test_shared_features_are_computed_once_an_epoch_and_dropped(
     assert most <= 14
 
 
-@pytest.mark.parametrize("overrides", [["sampling=balanced"], ["augment=none", "augment.placement.redraw=false"]])
-def test_nothing_is_shared_where_it_cannot_be(tone_config: Config, overrides: list[str]) -> None:
-    """Clips drawn with replacement, clips that never change: batches stay the same."""
-    alone, together = modules(tone_config, *overrides), modules(tone_config, *overrides)
-    share_features(together)
+@pytest.mark.parametrize(
+    ("overrides", "logged"),
+    [
+        (["sampling=balanced"], False),
+        (["augment=none", "augment.placement.redraw=false"], False),
+        (["+augment.neighbour.probability=1.0"], True),
+    ],
+)
+def test_nothing_is_shared_where_it_cannot_be(
+    tone_config: Config,
+    overrides: list[str],
+    logged: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clips drawn with replacement, clips that never change, and clips that depend on others."""
+    monkeypatch.setattr(Augmentation, "registry", dict(Augmentation.registry))
+
+    class Neighbour(Augmentation):
+        name = "neighbour"
+
+        def augment(self, x: torch.Tensor, draws: Any) -> torch.Tensor:
+            return x - x.mean(dim=0)
+
+    together = modules(tone_config, *overrides)
+    with caplog.at_level(logging.INFO):
+        share_features(together)
     assert all(data._shared is None for data in together)
-    for one, other in zip(alone, together, strict=True):
-        assert same(epochs_of(one), epochs_of(other))
+    assert ("features are not shared: a clip's depend on the clips beside it" in caplog.text) == logged

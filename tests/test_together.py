@@ -144,7 +144,7 @@ def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) 
 )
 def test_groups_keep_all_workers_busy(families: str, at_once: int, sizes: list[int]) -> None:
     """Each job is in one group of its family."""
-    groups = groups_of([None if family == "-" else family for family in families], at_once)
+    groups = groups_of([None if family == "-" else family for family in families], [0] * len(families), at_once)
     assert [len(one) for one in groups] == sizes
     assert sorted(number for one in groups for number in one) == list(range(len(families)))
     assert all(len({families[number] for number in one}) == 1 for one in groups)

@@ -211,7 +211,7 @@ def recipe(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     data = {k: v for k, v in cfg["data"].items() if k not in _NOT_IN_DATA}
     trainer = {k: v for k, v in cfg["trainer"].items() if k not in ("progress_bar", "runs_per_gpu", "together")}
-    if cfg["trainer"].get("together"):  # null groups runs only where they keep their bits
+    if cfg["trainer"].get("together"):  # null keeps the bits of runs alone
         trainer["together"] = True
     others = {k: v for k, v in cfg.items() if k not in _NOT_IN_RECIPE}
     if others.get("optimizer", {}).get("name", "muon") != "muon":

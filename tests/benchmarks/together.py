@@ -1,4 +1,4 @@
-"""Steps and runs of several nets, one after another / as one grouped net, on one core.
+"""Steps of several nets one after another / as one grouped net; runs by themselves / together, on one core.
 
 python -m tests.benchmarks.together [PAIRS] [OVERRIDE ...]
 """
@@ -61,8 +61,8 @@ def main(pairs: int, overrides: list[str]) -> None:
                 return command(Path(folder), *arguments, *launch, cores={0})
 
         ratio(
-            "ten runs on one core, one after another / together",
-            ("one after another", lambda: sweep("side_by_side")),
+            "ten runs on one core, each by itself / together",
+            ("by itself", lambda: sweep("side_by_side")),
             ("together", lambda: sweep("together")),
             repeats=pairs,
         )

@@ -18,7 +18,8 @@ class Draws:
     Each clip has its own, whatever clips are computed with it. So batches can be
     computed in any number at once, and runs that differ in fold alone can share
     augmented clips. All numbers but normal ones are drawn on the CPU and copied.
-    So a GPU does not wait, and has the same numbers.
+    So a GPU does not wait, and has the same numbers. They are drawn for all clips
+    of the epoch: where there is one per sample, use `normal`.
 
     Args:
         key: whole numbers that all numbers follow from, such as seed and epoch.
@@ -108,7 +109,7 @@ class Draws:
         return numbers
 
     def partners(self) -> Tensor:
-        """Return for each clip the place of the next one in its batch; batches are in random order."""
+        """Return for each clip the place of the one before it in its batch; batches are in random order."""
         places = np.arange(len(self._clips)).reshape(-1, self._batch_size)
         return self.put(np.roll(places, 1, axis=1).ravel())
 

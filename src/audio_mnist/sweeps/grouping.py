@@ -22,20 +22,21 @@ log = logging.getLogger(__name__)
 _MOST = 10  # runs of one group: their activations are in memory at once
 
 
-def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
+def groups_of(families: Sequence[str | None], seeds: Sequence[int], at_once: int) -> list[list[int]]:
     """Cut jobs into groups of one family, enough for all workers.
 
     Args:
         families: what the jobs of a group share, one per job; None for a job that stays alone.
+        seeds: the jobs' random seeds; those of one seed share more.
         at_once: number of workers.
 
     Returns:
         Numbers of the jobs of each group.
 
-    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, 2)
+    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, [0] * 10, 2)
     [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, 1)
-    [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    >>> groups_of(["mel"] * 4, [0, 1, 0, 1], 2)
+    [[0, 2], [1, 3]]
     """
     by_family: dict[str, list[int]] = {}
     groups = [[number] for number, family in enumerate(families) if family is None]
@@ -43,6 +44,7 @@ def groups_of(families: Sequence[str | None], at_once: int) -> list[list[int]]:
         if family is not None:
             by_family.setdefault(family, []).append(number)
     for numbers in by_family.values():
+        numbers.sort(key=lambda number: seeds[number])
         # enough groups for all workers; a family of two jobs or more for each worker gives each a group: families
         # differ in speed
         share = at_once if len(numbers) >= 2 * at_once else -(-at_once // len(by_family))
@@ -64,6 +66,8 @@ def reasons_alone(settings: dict[str, Any]) -> list[str]:
     trainer, name = settings["trainer"], settings["model"]["name"]
     needs = {
         "trainer.together=null or true": trainer["together"] is not False,
+        # two threads compute a batch of one matrix and of several with other bits
+        "trainer.threads=1 or trainer.together=true": trainer["threads"] == 1 or trainer["together"],
         "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
         f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
         "resume=true and a tracking store": settings["resume"] and settings["tracking"]["uri"] is not None,
@@ -118,11 +122,12 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
             for number, (key, reason) in enumerate(zip(keys, reasons, strict=True))
         ]
         families = [None if by_itself else family_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
+        seeds = [job.settings["seed"] for job in jobs]
         numbered = [(initial_job_idx + number, list(overrides)) for number, overrides in enumerate(job_overrides)]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
         done = Parallel(**settings)(
             delayed(run_group)([numbered[number] for number in group], *context)
-            for group in groups_of(families, at_once if at_once > 0 else cpu_count())
+            for group in groups_of(families, seeds, at_once if at_once > 0 else cpu_count())
         )
         results = {number: result for group in done for number, result in group}
         return [results[number] for number, _ in numbered]

@@ -147,7 +147,7 @@ class ShuffledBatches(Sampler[Rows]):
         if self._placement.redraw:
             places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.drawn)[draws]
         else:  # they are drawn once and stay with the copies
-            places = np.random.default_rng(self._seed).random(len(self._position_of))[copies]
+            places = np.random.default_rng([self._seed, 0, 3]).random(len(self._position_of))[copies]
         return Rows(positions, copies % self._clips, places, draws)
 
     def fixed(self) -> Rows | None:

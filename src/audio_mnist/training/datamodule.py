@@ -1,6 +1,7 @@
 """One fold as a LightningDataModule: waveforms to the device, features computed there."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -20,7 +21,10 @@ from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, Sh
 from audio_mnist.training.embeddings import Embeddings
 from audio_mnist.training.shared import SharedFeatures
 
+log = logging.getLogger(__name__)
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
+CPU = torch.device("cpu")
+_TRIED = 64  # clips that are computed in two ways before features are shared
 # waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
 AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
@@ -28,7 +32,8 @@ AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 def share_features(modules: Sequence["ClipDataModule"]) -> None:
     """Let data modules that differ in their folds alone compute augmented features once.
 
-    Nothing is shared where classes are drawn alike, or features do not change.
+    Nothing is shared where classes are drawn alike, features do not change, or a clip's features depend on those beside
+    it, as an augmentation of your own may make them.
 
     Args:
         modules: the runs' data, of one seed, on the CPU. The runs keep pace.
@@ -36,6 +41,9 @@ def share_features(modules: Sequence["ClipDataModule"]) -> None:
     first, samplers = modules[0], [module._training_batches() for module in modules]
     unchanging = samplers[0].fixed() is not None and not first._augmenter.changes_waveforms
     if unchanging or first.balanced or first._embeddings is not None:
+        return
+    if not first._keeps_bits(samplers[0]):
+        log.info("features are not shared: a clip's depend on the clips beside it")
         return
     shared = SharedFeatures(samplers)
     for number, module in enumerate(modules):
@@ -140,16 +148,7 @@ class ClipDataModule(LightningDataModule):
         device = self._device()
         at_once = max(1, AT_ONCE_BYTES.get(device.type, 0) // (4 * self._length * sampler.batch_size))
         kept = self._kept_features("train", sampler, device)
-        draws = Draws([self._seed, sampler.epoch, 2], sampler.drawn, device)
-
-        def computed(rows: Rows, these: Draws) -> Tensor:
-            x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
-            done = kept is not None or self._embeddings is not None
-            return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), these)
-
-        def of_copies(copies: np.ndarray) -> Tensor:
-            return computed(sampler.of_copies(copies), draws.at(copies))
-
+        draws = self._draws(sampler, device)
         batches = iter(sampler)
         while group := list(islice(batches, at_once)):
             rows = Rows.joined(group)
@@ -158,11 +157,32 @@ class ClipDataModule(LightningDataModule):
                 assert rows.draws is not None
                 these = draws.at(rows.draws, sampler.batch_size)
                 if self._shared is not None:
-                    x = self._shared(sampler, rows.draws, at_once * sampler.batch_size, of_copies)
+                    compute = partial(self._of_copies, sampler, draws)
+                    x = self._shared(sampler, rows.draws, at_once * sampler.batch_size, compute)
                 else:
-                    x = computed(rows, these)
+                    x = self._augmented(rows, these, device, kept)
                 x, targets = self._augmenter.blend(x, targets, self._classes, these)
             yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
+
+    def _draws(self, sampler: ShuffledBatches, device: torch.device) -> Draws:
+        return Draws([self._seed, sampler.epoch, 2], sampler.drawn, device)
+
+    def _augmented(self, rows: Rows, draws: Draws, device: torch.device, kept: Tensor | None = None) -> Tensor:
+        """Return augmented (B, C, F, N) features, not blended."""
+        x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+        done = kept is not None or self._embeddings is not None
+        return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), draws)
+
+    def _of_copies(self, sampler: ShuffledBatches, draws: Draws, copies: np.ndarray) -> Tensor:
+        """Return augmented features of copies, for every fold."""
+        with _in_float32(CPU):
+            return self._augmented(sampler.of_copies(copies), draws.at(copies), CPU)
+
+    def _keeps_bits(self, sampler: ShuffledBatches) -> bool:
+        """Tell whether some copies have the same augmented features in blocks of other sizes."""
+        draws, copies = self._draws(sampler, CPU), sampler.copies[:_TRIED]
+        parts = [self._of_copies(sampler, draws, part) for part in np.array_split(copies, 3)]
+        return torch.equal(self._of_copies(sampler, draws, copies), torch.cat(parts))
 
     def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of a scored set."""

@@ -1,7 +1,9 @@
-"""Runs that differ in fold and seed alone, trained as one grouped net.
+"""Runs that differ in fold and seed alone, trained in one process.
 
-Each run keeps its own claim, tracked run, clips, draws and state. At the end its whole state lies in its folder, as
-that of a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
+Folds of one seed share augmented features. Where it changes no bit, or on request, the nets are one grouped net.
+
+Each run keeps its own claim, tracked run, batches and state. At the end its whole state lies in its folder, as that of
+a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
 """
 
 import contextlib
@@ -84,28 +86,26 @@ class _Zipped:
         return zip(*self._loaders, strict=True)
 
 
-class SideBySide(nn.Module):
-    """Nets that pass one after another, each with the random numbers that it has alone.
+class Alone(nn.Module):
+    """One net, with the random numbers that it has in a run alone.
 
     Args:
-        nets: K nets.
-        generators: each net's random numbers.
+        net: the net.
+        generator: its random numbers.
 
-    Shape: K inputs (B, C, F, N) -> K outputs (B, classes).
+    Shape: a list of one (B, C, F, N) -> a list of one (B, classes).
     """
 
-    def __init__(self, nets: Sequence[nn.Module], generators: Sequence[torch.Generator]) -> None:
+    def __init__(self, net: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
-        self.nets, self._generators = nn.ModuleList(nets), generators
+        self.net, self._generator = net, generator
 
-    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
-        outputs = []
+    def forward(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         with torch.random.fork_rng(devices=[]):
-            for net, generator, part in zip(self.nets, self._generators, x, strict=True):
-                torch.set_rng_state(generator.get_state())
-                outputs.append(net(part.contiguous(memory_format=torch.channels_last)))
-                generator.set_state(torch.get_rng_state())
-        return outputs
+            torch.set_rng_state(self._generator.get_state())
+            logits = [self.net(part.contiguous(memory_format=torch.channels_last)) for part in x]
+            self._generator.set_state(torch.get_rng_state())
+        return logits
 
 
 class Grouped(nn.Module):
@@ -117,7 +117,7 @@ class Grouped(nn.Module):
         example: features (B, C, F, N) in the shape of a batch.
         exact: whether a step must have the bits of each net alone.
 
-    Shape: K inputs (B, C, F, N) -> K outputs (B, classes).
+    Shape: a list of K (B, C, F, N) -> a list of K (B, classes).
 
     Raises:
         UnsupportedError: the nets cannot be grouped.
@@ -136,11 +136,10 @@ class Grouped(nn.Module):
 
 
 class Together(LightningModule):
-    """The nets of all members; its loss is the sum of theirs.
+    """The nets of all members. Each learns from its own loss, in one step.
 
     Args:
         members: runs with nets of one shape.
-        nets: passes their batches.
 
     Attributes:
         scores: newest score of each member's scored fold, where training logs it; None before the first.
@@ -151,19 +150,30 @@ class Together(LightningModule):
         self._members = members
         self._generators = [torch.Generator() for _ in members]
         self.scores: list[float | None] = [None] * len(members)
-        self.nets = _joined(members, self._generators)
+        self.nets = nn.ModuleList(_joined(members, self._generators))
+        self._batch: tuple = ()
 
     def on_train_epoch_start(self) -> None:
         for member, generator in zip(self._members, self._generators, strict=True):
             generator.manual_seed(epoch_seed(member.job.settings["seed"], self.current_epoch, 0))
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
-        logits = self.nets([x for x, _ in batch])
-        losses = [
-            member.parts.classifier.training_loss(member_logits, targets)
-            for member, member_logits, (_, targets) in zip(self._members, logits, batch, strict=True)
-        ]
-        return torch.stack(losses).sum()
+        self._batch = batch
+        return torch.zeros((), requires_grad=True)  # see `backward`
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Pass the nets forward and backward, so that the activations of one at a time are in memory."""
+        todo = list(zip(self._members, self._batch, strict=True))
+        count = len(todo) // len(self.nets)
+        for net in self.nets:
+            part, todo = todo[:count], todo[count:]
+            with self.trainer.precision_plugin.train_step_context():
+                logits = net([x for _, (x, _) in part])
+                losses = [
+                    member.parts.classifier.training_loss(answers, targets)
+                    for answers, (member, (_, targets)) in zip(logits, part, strict=True)
+                ]
+            torch.stack(losses).sum().backward()
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._members[dataloader_idx].parts.classifier.validation_step(batch, batch_idx)
@@ -189,12 +199,12 @@ class Together(LightningModule):
         self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        grouped = isinstance(self.nets, Grouped)
+        grouped = isinstance(self.nets[0], Grouped)
         super().zero_grad(set_to_none=not grouped)  # None would end the members' views
 
 
-def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) -> nn.Module:
-    """Return the members' nets as one where that is asked for, or keeps their bits; else side by side."""
+def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) -> list[nn.Module]:
+    """Return the members' nets as one where that is asked for, or keeps their bits; else each alone."""
     first = members[0]
     settings, classifier = first.job.settings, first.parts.classifier
     asked = settings["trainer"]["together"]
@@ -205,12 +215,12 @@ def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) ->
         silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
         example = classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
         try:
-            return Grouped(nets, generators, example, exact=not asked)
+            return [Grouped(nets, generators, example, exact=not asked)]
         except UnsupportedError as error:
             level = logging.INFO if asked else logging.DEBUG  # nobody asked for one net
             name = settings["model"]["name"]
             log.log(level, "%s: not trained as one net: model=%s: %s", first.job.feature, name, error)
-    return SideBySide(nets, generators).train()
+    return [Alone(net, generator).train() for net, generator in zip(nets, generators, strict=True)]
 
 
 class _KeepStates(Callback):
@@ -272,7 +282,7 @@ def _accept(members: Sequence[Member]) -> None:
 
 
 def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_dir: Path, parent_id: str | None) -> None:
-    """Train runs as one grouped net, up to the point where `run.train` scores them.
+    """Train runs together, up to the point where `run.train` scores them.
 
     Those that do not fit the group are left for `run.train`, which trains them alone.
 
