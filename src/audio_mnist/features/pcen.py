@@ -57,12 +57,7 @@ class PCEN(LogMel):
         device = energy.device if energy.is_cuda else None  # others may lack float64
         recent = energy @ _decay(energy.shape[-1], self.smoothing, device).to(energy)  # (B, 1, n_mels, N)
         recent = recent.clamp_min(10 ** (-self.top_db / 10))
-        return _power(energy / _power(recent, self.gain) + self.bias, self.exponent) - self.bias**self.exponent
-
-
-def _power(x: Tensor, exponent: float) -> Tensor:
-    """Return powers of positive numbers. The last digit of torch's own depends on a number's place in the tensor."""
-    return torch.exp(exponent * torch.log(x))
+        return (energy / recent**self.gain + self.bias) ** self.exponent - self.bias**self.exponent
 
 
 def _decay(frames: int, smoothing: float, device: torch.device | None) -> Tensor:
