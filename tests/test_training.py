@@ -277,7 +277,7 @@ def test_kept_features_equal_computed_ones(
                 corpus.store.gather(rows.clips, corpus.clip_samples, rows.placement)
             ).unsqueeze(1)
             draws = Draws([0, 0, 2], 3 * len(corpus.store), x.device)
-            expected = augmenter(waveforms, front_end, draws if rows.draws is None else draws.at(rows.draws))
+            expected = augmenter(waveforms, front_end, draws if rows.slots is None else draws.at(rows.slots))
             torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
     kept = {name for name, features in data._kept.items() if features is not None}
     assert kept == (set() if not budget else {"scored 0"} if "speed" in augment else {"train", "scored 0"})

@@ -15,11 +15,10 @@ from audio_mnist.system import devices
 class Draws:
     """Random numbers for the clips of an epoch.
 
-    Each clip has its own, whatever clips are computed with it. So batches can be
-    computed in any number at once, and runs that differ in fold alone can share
-    augmented clips. All numbers but normal ones are drawn on the CPU and copied.
-    So a GPU does not wait, and has the same numbers. They are drawn for all clips
-    of the epoch: where there is one per sample, use `normal`.
+    Each clip has its own, whatever clips are computed with it. So runs that differ
+    in fold alone can share augmented clips. All numbers but normal ones are drawn
+    on the CPU, for all clips of the epoch, and copied. So a GPU does not wait, and
+    has the same numbers. Where a clip needs many, use `normal`.
 
     Args:
         key: whole numbers that all numbers follow from, such as seed and epoch.
@@ -84,12 +83,6 @@ class Draws:
         """Draw (clips, *shape) float32 numbers, uniformly from `low` to `high`."""
         return self.put(low + (high - low) * self.on_cpu(lambda rng, n: rng.random((n, *shape), dtype=np.float32)))
 
-    def amplitudes(self, low_db: float, high_db: float) -> Tensor:
-        """Draw (clips, 1, 1) float32 ratios of amplitudes, uniform in dB."""
-        # of all clips at once: the last digit of a power can depend on its place in an array
-        ratios = self.on_cpu(lambda rng, n: 10 ** (rng.uniform(low_db, high_db, (n, 1, 1)) / 20))
-        return self.put(ratios.astype(np.float32))
-
     def integers(self, below: int, *shape: int) -> Tensor:
         """Draw (clips, *shape) int64 numbers, uniformly from 0 to `below` - 1."""
         return self.put(self.on_cpu(lambda rng, n: rng.integers(below, size=(n, *shape))))
@@ -97,16 +90,11 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """Draw (clips, *shape) float32 normal numbers on the clips' device: there may be many.
 
-        On a GPU one generator serves all these clips, so there the numbers depend on what is computed at once.
+        One generator serves all these clips, so a clip's numbers depend on what is computed with it.
         """
-        seeds = self.on_cpu(lambda rng, n: rng.integers(2**62, size=n)).tolist()
-        generator = torch.Generator(self._device)
-        if self._device.type != "cpu":
-            return torch.randn(len(seeds), *shape, generator=generator.manual_seed(seeds[0]), device=self._device)
-        numbers = torch.empty(len(seeds), *shape)
-        for row, seed in zip(numbers, seeds, strict=True):
-            row.normal_(generator=generator.manual_seed(seed))
-        return numbers
+        seeds = self.on_cpu(lambda rng, n: rng.integers(2**62, size=n))
+        generator = torch.Generator(self._device).manual_seed(int(seeds[0]))
+        return torch.randn(len(seeds), *shape, generator=generator, device=self._device)
 
     def partners(self) -> Tensor:
         """Return for each clip the place of the one before it in its batch; batches are in random order."""

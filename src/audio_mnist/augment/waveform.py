@@ -176,7 +176,7 @@ class Gain(Augmentation):
         self.range_db = low_db, high_db
 
     def augment(self, x: Tensor, draws: Draws) -> Tensor:
-        return x * draws.amplitudes(*self.range_db)
+        return x * 10 ** (draws.uniform(*self.range_db, 1, 1) / 20)
 
 
 class Filter(Augmentation):
@@ -247,7 +247,7 @@ class _Additive(Augmentation):
         noise = self.noise(x, draws)
         # silent noise has no ratio. Not torchaudio's add_noise: it computes both norms a second time
         level = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        wanted = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / draws.amplitudes(*self.snr_db)
+        wanted = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * 10 ** (-draws.uniform(*self.snr_db, 1, 1) / 20)
         return torch.addcmul(x, noise, torch.where(level > 0, wanted / level, 0))
 
     def noise(self, x: Tensor, draws: Draws) -> Tensor:

@@ -60,23 +60,13 @@ def reasons_alone(settings: dict[str, Any]) -> list[str]:
     Args:
         settings: the run's whole config.
     """
-    from audio_mnist.models import Model
-    from audio_mnist.system import devices
+    from audio_mnist.training.job import obstacles
 
-    trainer, name = settings["trainer"], settings["model"]["name"]
     needs = {
-        "trainer.together=null or true": trainer["together"] is not False,
-        # two threads compute a batch of one matrix and of several with other bits
-        "trainer.threads=1 or trainer.together=true": trainer["threads"] == 1 or trainer["together"],
-        "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
-        f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
+        "trainer.together=null or true": settings["trainer"]["together"] is not False,
         "resume=true and a tracking store": settings["resume"] and settings["tracking"]["uri"] is not None,
-        "trainer.compile=false": not trainer["compile"],
-        "trainer.gradient_clip_val=null": trainer["gradient_clip_val"] is None,
-        "selection=last": settings["selection"] == "last",
-        "optimizer.ema_decay=null": settings["optimizer"]["ema_decay"] is None,
     }
-    return [f"needs {what}" for what, met in needs.items() if not met]
+    return [f"needs {what}" for what, met in needs.items() if not met] + obstacles(settings)
 
 
 def family_of(job: "Job") -> str:

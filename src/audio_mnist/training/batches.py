@@ -20,13 +20,13 @@ class Rows(NamedTuple):
         positions: (B,) positions in the set that the batch is drawn from.
         clips: (B,) row numbers of the manifest.
         placement: (B,) share of the slack before each clip, for training; None to centre. See `WaveformStore.gather`.
-        draws: (B,) numbers of the clips among those of an epoch's random numbers, for training.
+        slots: (B,) slots of the clips among those that an epoch draws for, for training.
     """
 
     positions: np.ndarray
     clips: np.ndarray
     placement: np.ndarray | None = None
-    draws: np.ndarray | None = None
+    slots: np.ndarray | None = None
 
     @classmethod
     def joined(cls, batches: Sequence["Rows"]) -> "Rows":
@@ -76,6 +76,9 @@ class ShuffledBatches(Sampler[Rows]):
     devices each takes its share of the order. An incomplete last batch is left
     out: batch normalisation would weigh its clips differently.
 
+    An epoch draws by slots: a copy of a clip, or with `classes` a place in the
+    epoch, since a clip that comes twice must differ.
+
     Args:
         indices: (n,) clips, at least 2.
         batch_size: B of one device; at most n.
@@ -83,6 +86,7 @@ class ShuffledBatches(Sampler[Rows]):
         placement: copies of a clip in an epoch, and when they get new places.
         classes: (n,) class numbers, to draw classes alike, with replacement; None takes every clip once.
         clips: number of clips of the corpus; None for the largest of `indices` and those before it.
+        pool: clips that any fold trains on, where all folds compute the same blocks of features; None for `indices`.
     """
 
     def __init__(
@@ -93,68 +97,92 @@ class ShuffledBatches(Sampler[Rows]):
         placement: Placement | None = None,
         classes: np.ndarray | None = None,
         clips: int | None = None,
+        pool: np.ndarray | None = None,
     ) -> None:
         self._placement = placement or Placement()
-        self._clips = clips or int(indices.max()) + 1
-        every = self._clips * np.arange(self._placement.copies)[:, None]
-        self.copies, self._seed = (every + indices).ravel(), seed  # number of each copy among the corpus's copies
-        self._position_of = np.full(every.size * self._clips, -1)
-        self._position_of[self.copies] = np.arange(len(self.copies))
-        self.batch_size = min(batch_size, len(self.copies) // world()[1])
+        self._clips, self._seed = clips or int(indices.max()) + 1, seed
+        self._copies = self._copies_of(indices)  # their numbers among all copies of the corpus
+        self._position_of = np.full(self._clips * self._placement.copies, -1)
+        self._position_of[self._copies] = np.arange(len(self._copies))
+        self._is_pooled: np.ndarray | None = None
+        if pool is not None:
+            self._is_pooled = np.zeros(len(self._position_of), dtype=bool)
+            self._is_pooled[self._copies_of(pool)] = True
+        self.batch_size = min(batch_size, len(self._copies) // world()[1])
         self.epoch = 0
         self._share: np.ndarray | None = None  # probability of each copy
         if classes is not None:
             wanted = 1 / np.bincount(classes)[np.tile(classes, self._placement.copies)]
             self._share = wanted / wanted.sum()
 
+    def _copies_of(self, indices: np.ndarray) -> np.ndarray:
+        return (self._clips * np.arange(self._placement.copies)[:, None] + indices).ravel()
+
     @property
-    def drawn(self) -> int:
-        """How many clips an epoch has random numbers for."""
-        return len(self._position_of) if self._share is None else len(self.copies)
+    def slots(self) -> int:
+        """Number of slots that an epoch draws for."""
+        return len(self._position_of) if self._share is None else len(self._copies)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether all folds compute the same blocks of features."""
+        return self._is_pooled is not None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls it before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.copies) // (self.batch_size * world()[1])
+        return len(self._copies) // (self.batch_size * world()[1])
 
     def __iter__(self) -> Iterator[Rows]:
-        rank, size = world()
-        count = len(self.copies)
-        if self._share is None:
-            order = self._position_of[self.order()]
-            order = order[order >= 0]
-        else:
-            order = np.random.default_rng([self._seed, self.epoch]).choice(count, count, p=self._share)
-        # a clip that comes twice must differ
-        draws = self.copies[order] if self._share is None else np.arange(count)
-        rows = self._rows(order, self.copies[order], draws)
-        for number in range(len(self)):
-            start = (number * size + rank) * self.batch_size
-            part = slice(start, start + self.batch_size)
-            yield Rows(*(of_all[part] for of_all in rows))  # type: ignore[index]
+        rows = self.rows(self._own())
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield Rows(*(of_all[start : start + self.batch_size] for of_all in rows))  # type: ignore[index]
 
     def order(self) -> np.ndarray:
-        """Return the order of all copies of the corpus in this epoch, the same for every fold."""
-        return np.random.default_rng([self._seed, self.epoch]).permutation(len(self._position_of))
+        """Return the slots whose features this epoch computes, in the order in which they are needed."""
+        if self._is_pooled is None:
+            return self._own()
+        order = self._random.permutation(self.slots)
+        return order[self._is_pooled[order]]
 
-    def of_copies(self, copies: np.ndarray) -> Rows:
-        """Return copies as they are in this epoch, for every fold."""
-        return self._rows(copies, copies, copies)
-
-    def _rows(self, positions: np.ndarray, copies: np.ndarray, draws: np.ndarray) -> Rows:
+    def rows(self, slots: np.ndarray) -> Rows:
+        """Return (n,) slots as they are in this epoch."""
+        copies = slots
+        if self._share is not None:
+            copies = self._copies[self._random.choice(self.slots, self.slots, p=self._share)][slots]
         if self._placement.redraw:
-            places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.drawn)[draws]
-        else:  # they are drawn once and stay with the copies
-            places = np.random.default_rng([self._seed, 0, 3]).random(len(self._position_of))[copies]
-        return Rows(positions, copies % self._clips, places, draws)
+            places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.slots)[slots]
+        else:
+            places = self._lasting[copies]
+        return Rows(self._position_of[copies], copies % self._clips, places, slots)
 
     def fixed(self) -> Rows | None:
         """Return the whole set where its clips keep their places for all epochs, else None."""
         if self._placement.redraw:
             return None
-        return self._rows(np.arange(len(self.copies)), self.copies, self.copies)
+        every = np.arange(len(self._copies))
+        return Rows(every, self._copies % self._clips, self._lasting[self._copies])
+
+    @property
+    def _random(self) -> np.random.Generator:
+        return np.random.default_rng([self._seed, self.epoch])
+
+    @property
+    def _lasting(self) -> np.ndarray:
+        """Places that are drawn once and stay with the copies."""
+        return np.random.default_rng([self._seed, 0, 3]).random(len(self._position_of))
+
+    def _own(self) -> np.ndarray:
+        """Return the slots of this process, batch after batch."""
+        rank, size = world()
+        order = np.arange(self.slots)
+        if self._share is None:
+            order = self._random.permutation(self.slots)
+            order = order[self._position_of[order] >= 0]
+        batches = order[: len(self) * size * self.batch_size].reshape(-1, size, self.batch_size)
+        return batches[:, rank].ravel()
 
 
 class CentredBatches(Sampler[Rows]):

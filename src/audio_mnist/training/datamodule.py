@@ -1,7 +1,6 @@
 """One fold as a LightningDataModule: waveforms to the device, features computed there."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -19,12 +18,9 @@ from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
 from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches
 from audio_mnist.training.embeddings import Embeddings
-from audio_mnist.training.shared import SharedFeatures
+from audio_mnist.training.shared import Stream
 
-log = logging.getLogger(__name__)
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
-CPU = torch.device("cpu")
-_TRIED = 64  # clips that are computed in two ways before features are shared
 # waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
 AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
@@ -32,22 +28,13 @@ AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 def share_features(modules: Sequence["ClipDataModule"]) -> None:
     """Let data modules that differ in their folds alone compute augmented features once.
 
-    Nothing is shared where classes are drawn alike, features do not change, or a clip's features depend on those beside
-    it, as an augmentation of your own may make them.
-
     Args:
-        modules: the runs' data, of one seed, on the CPU. The runs keep pace.
+        modules: the runs' data, of one seed. The runs keep pace.
     """
-    first, samplers = modules[0], [module._training_batches() for module in modules]
-    unchanging = samplers[0].fixed() is not None and not first._augmenter.changes_waveforms
-    if unchanging or first.balanced or first._embeddings is not None:
-        return
-    if not first._keeps_bits(samplers[0]):
-        log.info("features are not shared: a clip's depend on the clips beside it")
-        return
-    shared = SharedFeatures(samplers)
-    for number, module in enumerate(modules):
-        module._shared = partial(shared.of, number)
+    if all(module._training_batches().is_pooled for module in modules):
+        stream = Stream(len(modules))
+        for number, module in enumerate(modules):
+            module._read = partial(stream.read, number)
 
 
 class FeatureBatches:
@@ -95,6 +82,7 @@ class ClipDataModule(LightningDataModule):
         balanced: whether training batches draw classes alike.
         embeddings: features of all clips of the split, where the front end is a pretrained encoder.
         groups: (clips,) names of groups of clips that belong together, for a net of closed form.
+        pool: clips that any fold trains on, where runs of several folds can share features; None where they cannot.
 
     Raises:
         ConfigError: settings of the augmentations are wrong.
@@ -113,18 +101,19 @@ class ClipDataModule(LightningDataModule):
         balanced: bool = False,
         embeddings: Embeddings | None = None,
         groups: np.ndarray | None = None,
+        pool: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self._classes = len(corpus.class_names)
         self._placement = Placement.of(augment)
         self._augmenter = Augmenter(augment, corpus.store.sample_rate_hz, waveforms=embeddings is None)
         self._embeddings = embeddings
-        self._targets, self._groups = corpus.targets(), groups
+        self._targets, self._groups, self._pool = corpus.targets(), groups, pool
         self._store, self._length = corpus.store, corpus.clip_samples
         self._split, self._front_end = split, front_end
         self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
-        self._shared: Callable[..., Tensor] | None = None
+        self._read = partial(Stream().read, 0)
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
     def epoch_shape(self) -> tuple[int, int]:
@@ -148,41 +137,24 @@ class ClipDataModule(LightningDataModule):
         device = self._device()
         at_once = max(1, AT_ONCE_BYTES.get(device.type, 0) // (4 * self._length * sampler.batch_size))
         kept = self._kept_features("train", sampler, device)
-        draws = self._draws(sampler, device)
+        draws = Draws([self._seed, sampler.epoch, 2], sampler.slots, device)
+
+        def compute(slots: np.ndarray) -> Tensor:
+            rows, done = sampler.rows(slots), kept is not None or self._embeddings is not None
+            x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+            front_end = nn.Identity() if done else self._front_end.to(device)
+            return self._augmenter.to(device)(x, front_end, draws.at(slots))
+
         batches = iter(sampler)
         while group := list(islice(batches, at_once)):
             rows = Rows.joined(group)
+            assert rows.slots is not None
             with _in_float32(device):
                 targets = devices.put(self._targets[rows.clips], device)
-                assert rows.draws is not None
-                these = draws.at(rows.draws, sampler.batch_size)
-                if self._shared is not None:
-                    compute = partial(self._of_copies, sampler, draws)
-                    x = self._shared(sampler, rows.draws, at_once * sampler.batch_size, compute)
-                else:
-                    x = self._augmented(rows, these, device, kept)
-                x, targets = self._augmenter.blend(x, targets, self._classes, these)
+                x = self._read(sampler, rows.slots, at_once * sampler.batch_size, compute)
+                its_draws = draws.at(rows.slots, sampler.batch_size)
+                x, targets = self._augmenter.blend(x, targets, self._classes, its_draws)
             yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
-
-    def _draws(self, sampler: ShuffledBatches, device: torch.device) -> Draws:
-        return Draws([self._seed, sampler.epoch, 2], sampler.drawn, device)
-
-    def _augmented(self, rows: Rows, draws: Draws, device: torch.device, kept: Tensor | None = None) -> Tensor:
-        """Return augmented (B, C, F, N) features, not blended."""
-        x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
-        done = kept is not None or self._embeddings is not None
-        return self._augmenter.to(device)(x, nn.Identity() if done else self._front_end.to(device), draws)
-
-    def _of_copies(self, sampler: ShuffledBatches, draws: Draws, copies: np.ndarray) -> Tensor:
-        """Return augmented features of copies, for every fold."""
-        with _in_float32(CPU):
-            return self._augmented(sampler.of_copies(copies), draws.at(copies), CPU)
-
-    def _keeps_bits(self, sampler: ShuffledBatches) -> bool:
-        """Tell whether some copies have the same augmented features in blocks of other sizes."""
-        draws, copies = self._draws(sampler, CPU), sampler.copies[:_TRIED]
-        parts = [self._of_copies(sampler, draws, part) for part in np.array_split(copies, 3)]
-        return torch.equal(self._of_copies(sampler, draws, copies), torch.cat(parts))
 
     def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of a scored set."""
@@ -256,8 +228,10 @@ class ClipDataModule(LightningDataModule):
 
     def _training_batches(self) -> ShuffledBatches:
         classes = self._targets[self._split.train] if self.balanced else None
-        clips = len(self._targets)
-        return ShuffledBatches(self._split.train, self._batch_size, self._seed, self._placement, classes, clips)
+        unchanging = not (self._placement.redraw or self._augmenter.changes_waveforms)  # its features are kept
+        pool = None if unchanging or self.balanced or self._embeddings is not None else self._pool
+        clips, train = len(self._targets), self._split.train
+        return ShuffledBatches(train, self._batch_size, self._seed, self._placement, classes, clips, pool)
 
     def _scored_batches(self) -> list[CentredBatches]:
         sets: list[np.ndarray] = [self._split.fold] + ([self._split.selection] if len(self._split.selection) else [])

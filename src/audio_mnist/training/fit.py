@@ -102,6 +102,7 @@ def build(job: Job, *, alone: bool) -> Parts:
         seed=settings["seed"],
         balanced=settings["sampling"] == "balanced",
         embeddings=embeddings,
+        pool=job.pool,
         groups=(corpus.manifest["recording"].to_numpy() if job.folds.groups is None else job.folds.groups),
     )
     dry_run.pass_silence(front_end, classifier.net, corpus.clip_samples)

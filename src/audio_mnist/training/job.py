@@ -114,12 +114,48 @@ class Job:
         trainer = self.settings["trainer"]
         return devices.precision(trainer["precision"], trainer["accelerator"])
 
+    @property
+    def pool(self) -> np.ndarray | None:
+        """Clips that any fold trains on, where runs like this one can share features; else None."""
+        if obstacles(self.settings):
+            return None
+        chosen = {name: self.settings[name] for name in ("selection", "subset")}
+        try:
+            splits = [split_clips(self.corpus.manifest, self.folds, fold=n, **chosen) for n in range(self.folds.count)]
+        except ConfigError:  # another fold cannot be trained
+            return None
+        return np.unique(np.concatenate([split.train for split in splits]))
+
     @cached_property
     def key(self) -> str:
         """Identity of the run: `identity.job_key`."""
         from audio_mnist.training.identity import job_key
 
         return job_key(self.settings, self.corpus.fingerprint, self.folds.fingerprint)
+
+
+def obstacles(settings: dict[str, Any]) -> list[str]:
+    """Return what a run's bits depend on and keeps it from training together with others; [] where nothing does.
+
+    Args:
+        settings: the run's whole config.
+    """
+    from audio_mnist.models import Model
+    from audio_mnist.system import devices
+
+    trainer, name = settings["trainer"], settings["model"]["name"]
+    needs = {
+        "trainer.accelerator=cpu": devices.kind(trainer["accelerator"]) == "cpu",
+        "trainer.devices=1": trainer["devices"] == 1,
+        f"another model than {name}, which learns in one pass": not Model.registry[name].closed_form,
+        "trainer.compile=false": not trainer["compile"],
+        "trainer.gradient_clip_val=null": trainer["gradient_clip_val"] is None,
+        "selection=last": settings["selection"] == "last",
+        "optimizer.ema_decay=null": settings["optimizer"]["ema_decay"] is None,
+        # two threads compute a batch of one matrix and of several with other bits
+        "trainer.threads=1 or trainer.together=true": trainer["threads"] == 1 or trainer["together"],
+    }
+    return [f"needs {what}" for what, met in needs.items() if not met]
 
 
 def plan(
