@@ -1,12 +1,14 @@
 """Features that the runs of one seed share: the bits of each run alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from audio_mnist.augment import Augmentation
 from audio_mnist.training import datamodule
 from audio_mnist.training.datamodule import ClipDataModule, share_features
 from audio_mnist.training.fit import build
@@ -84,6 +86,24 @@ def test_a_run_that_shares_nothing_computes_its_own_clips_alone(tone_config: Con
     sampler = together[0]._training_batches()
     positions = np.concatenate([rows.clips for rows in sampler])
     assert set(sampler.rows(sampler.order()).clips) == set(positions) <= set(together[0]._split.train)
+
+
+def test_own_code_never_sees_the_scored_fold(tone_config: Config, tmp_path: Path) -> None:
+    """An augmentation that mixes the clips of a block would let scored clips into the training."""
+    (tmp_path / "own.py").write_text(
+        "from audio_mnist.augment import Augmentation\n"
+        "class Neighbour(Augmentation):\n"
+        "    name = 'neighbour'\n"
+        "    def augment(self, x, draws):\n"
+        "        return x + x.flip(0)\n"
+    )
+    own = (f"modules=[{tmp_path}/own.py]", "+augment.neighbour.probability=1.0")
+    try:
+        data = modules(tone_config, *own)[0]
+    finally:
+        Augmentation.registry.pop("neighbour", None)
+    sampler = data._training_batches()
+    assert set(sampler.rows(sampler.order()).clips) <= set(data._split.train)
 
 
 def test_blocks_are_the_same_in_every_fold(tone_config: Config) -> None:
