@@ -302,6 +302,14 @@ def test_augmentation_of_many_batches_is_that_of_each(name: str, noise_folder: P
     assert not torch.equal(apart[0][0], apart[2][0])
 
 
+def test_only_pairs_have_partners() -> None:
+    """A block of features may hold scored clips; a batch does not."""
+    draws = Draws([0], 8, torch.device("cpu"))
+    assert draws.at(np.array([4, 2, 7, 1]), batch_size=2).partners().tolist() == [1, 0, 3, 2]
+    with pytest.raises(ValueError, match="only an augmentation of pairs has partners"):
+        draws.at(np.arange(4)).partners()
+
+
 def test_augmenter_keeps_what_is_the_clip_and_what_surrounds_it() -> None:
     """Filter and noise fill the window; a feature that scales a clip's own frames still has zeros around them."""
     x = torch.zeros(16, 1, RATE_HZ)

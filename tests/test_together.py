@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
-from audio_mnist.sweeps.grouping import groups_of
+from audio_mnist.sweeps.grouping import family_of, groups_of
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
+from audio_mnist.training.job import plan
 from audio_mnist.training.muon import Muon, matrices
 from audio_mnist.training.together import _share
 from tests.conftest import PROJECT, composed, run_command, write_tones
@@ -148,6 +149,14 @@ def test_groups_keep_all_workers_busy(families: str, at_once: int, sizes: list[i
     assert [len(one) for one in groups] == sizes
     assert sorted(number for one in groups for number in one) == list(range(len(families)))
     assert all(len({families[number] for number in one}) == 1 for one in groups)
+
+
+def test_runs_of_other_clips_are_of_another_family(tone_config: Callable[..., Any], tmp_path: Path) -> None:
+    """They would share the features of one corpus. A recipe does not name the folder."""
+    write_tones(tmp_path / "others", seed=1)
+    one, other = plan(tone_config("seed=1")), plan(tone_config(f"data.root={tmp_path}/others"))
+    assert one.family == other.family and family_of(one) != family_of(other)
+    assert family_of(one) == family_of(plan(tone_config("fold=1")))
 
 
 SWEEP = ("train.py", "data=folder", "data.root=tones", "feature=mel", "fold=0,1", "folds.count=2", "seed=0,1")

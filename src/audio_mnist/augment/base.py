@@ -15,10 +15,9 @@ from audio_mnist.system import devices
 class Draws:
     """Random numbers for the clips of an epoch.
 
-    Each clip has its own, whatever clips are computed with it. So runs that differ
-    in fold alone can share augmented clips. All numbers but normal ones are drawn
-    on the CPU, for all clips of the epoch, and copied. So a GPU does not wait, and
-    has the same numbers. Where a clip needs many, use `normal`.
+    All numbers but normal ones are drawn on the CPU, for all clips of the epoch,
+    and copied. So a clip has its own, whatever clips are computed with it, and a GPU
+    has the same ones and does not wait. Where a clip needs many, use `normal`.
 
     Args:
         key: whole numbers that all numbers follow from, such as seed and epoch.
@@ -32,7 +31,8 @@ class Draws:
 
     def __init__(self, key: Sequence[int], clips: int, device: torch.device) -> None:
         self._key, self._device = tuple(key), device
-        self._all, self._clips, self._batch_size = clips, np.arange(clips), clips
+        self._all, self._clips = clips, np.arange(clips)
+        self._batch_size: int | None = clips
         self._calls = 0
         self._drawn: dict[tuple[int, ...], np.ndarray] = {}  # of all clips, call by call
 
@@ -46,10 +46,10 @@ class Draws:
 
         Args:
             clips: (n,) their numbers, 0 to the number of clips - 1.
-            batch_size: clips of each batch, in the order of `clips`; None for one batch.
+            batch_size: clips of each batch, in the order of `clips`; None where they are of no batch.
         """
         part = copy.copy(self)
-        part._clips, part._batch_size = clips, batch_size or len(clips)
+        part._clips, part._batch_size = clips, batch_size
         return part
 
     def of_stage(self, number: int) -> "Draws":
@@ -62,10 +62,10 @@ class Draws:
         """Choose each clip with a probability.
 
         Returns:
-            The (n,) chosen places among these clips, and draws for them.
+            The (n,) chosen rows of these clips, and draws for them.
         """
-        places = np.flatnonzero(self.on_cpu(lambda rng, n: rng.random(n) < probability))
-        return places, self.at(self._clips[places])
+        rows = np.flatnonzero(self.on_cpu(lambda rng, n: rng.random(n) < probability))
+        return rows, self.at(self._clips[rows])
 
     def on_cpu(self, draw: Callable[[np.random.Generator, int], np.ndarray]) -> np.ndarray:
         """Return (clips, ...) numbers of what `draw(rng, n)` gives for all n clips of the epoch."""
@@ -97,9 +97,15 @@ class Draws:
         return torch.randn(len(seeds), *shape, generator=generator, device=self._device)
 
     def partners(self) -> Tensor:
-        """Return for each clip the place of the one before it in its batch; batches are in random order."""
-        places = np.arange(len(self._clips)).reshape(-1, self._batch_size)
-        return self.put(np.roll(places, 1, axis=1).ravel())
+        """Return for each clip the row of the one before it in its batch; batches are in random order.
+
+        Raises:
+            ValueError: the clips are of no batch. Only augmentations of pairs get batches: other clips may be scored.
+        """
+        if self._batch_size is None:
+            raise ValueError("only an augmentation of pairs has partners: clips beside others may be scored ones")
+        rows = np.arange(len(self._clips)).reshape(-1, self._batch_size)
+        return self.put(np.roll(rows, 1, axis=1).ravel())
 
 
 class Augmentation(Registered, nn.Module):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from audio_mnist.training.job import Job
 
 log = logging.getLogger(__name__)
-_MOST = 10  # runs of one group: their activations are in memory at once
+_MOST = 10  # runs of one group: as one net, their activations are in memory at once
 
 
 def groups_of(families: Sequence[str | None], seeds: Sequence[int], at_once: int) -> list[list[int]]:
@@ -70,7 +70,7 @@ def reasons_alone(settings: dict[str, Any]) -> list[str]:
 
 
 def family_of(job: "Job") -> str:
-    """Return what jobs share that can train together: recipe, and length of an epoch.
+    """Return what jobs share that can train together: clips, folds, recipe, and length of an epoch.
 
     Args:
         job: the planned run.
@@ -81,7 +81,8 @@ def family_of(job: "Job") -> str:
     settings = job.settings
     place = Placement.of(settings["augment"])
     batches = ShuffledBatches(job.split.train, settings["trainer"]["batch_size"], settings["seed"], place)
-    return f"{job.family} {len(batches)} {batches.batch_size}"
+    clips = f"{job.corpus.fingerprint} {job.folds.fingerprint}"
+    return f"{clips} {job.family} {len(batches)} {batches.batch_size}"
 
 
 def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:

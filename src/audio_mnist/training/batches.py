@@ -111,6 +111,7 @@ class ShuffledBatches(Sampler[Rows]):
         self.batch_size = min(batch_size, len(self._copies) // world()[1])
         self.epoch = 0
         self._share: np.ndarray | None = None  # probability of each copy
+        self._chosen = (-1, self._copies)  # an epoch, and the copies drawn for it
         if classes is not None:
             wanted = 1 / np.bincount(classes)[np.tile(classes, self._placement.copies)]
             self._share = wanted / wanted.sum()
@@ -151,7 +152,9 @@ class ShuffledBatches(Sampler[Rows]):
         """Return (n,) slots as they are in this epoch."""
         copies = slots
         if self._share is not None:
-            copies = self._copies[self._random.choice(self.slots, self.slots, p=self._share)][slots]
+            if self._chosen[0] != self.epoch:
+                self._chosen = self.epoch, self._copies[self._random.choice(self.slots, self.slots, p=self._share)]
+            copies = self._chosen[1][slots]
         if self._placement.redraw:
             places = np.random.default_rng([self._seed, self.epoch, 1]).random(self.slots)[slots]
         else:

@@ -135,7 +135,7 @@ class Job:
 
 
 def obstacles(settings: dict[str, Any]) -> list[str]:
-    """Return what a run's bits depend on and keeps it from training together with others; [] where nothing does.
+    """Return what in a run's recipe keeps it from training together with others; [] where nothing does.
 
     Args:
         settings: the run's whole config.

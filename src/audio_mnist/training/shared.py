@@ -41,16 +41,16 @@ class Stream:
             at_once: slots of a block.
             compute: returns the features of (b,) slots.
         """
-        if sampler.epoch != self._epoch or self._place_of[slots[0]] < self._first:
+        if sampler.epoch != self._epoch or self._rank_of[slots[0]] < self._first:
             self._begin(sampler)
-        places = self._place_of[slots]
+        ranks = self._rank_of[slots]
         end = self._first + sum(map(len, self._blocks))
-        while end <= places[-1]:
+        while end <= ranks[-1]:
             self._blocks.append(compute(self._order[end : end + at_once]))
             end += len(self._blocks[-1])
-        features = torch.cat(self._blocks)
-        features = features[devices.put(places - self._first, features.device)]
-        self._passed[run] = places[-1] + 1
+        features = self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
+        features = features[devices.put(ranks - self._first, features.device)]
+        self._passed[run] = ranks[-1] + 1
         while self._blocks and self._first + len(self._blocks[0]) <= min(self._passed):
             self._first += len(self._blocks.pop(0))
         return features
@@ -58,8 +58,8 @@ class Stream:
     def _begin(self, sampler: ShuffledBatches) -> None:
         """Forget all blocks and start an epoch."""
         self._order = sampler.order()
-        self._place_of = np.full(sampler.slots, -1)
-        self._place_of[self._order] = np.arange(len(self._order))
+        self._rank_of = np.full(sampler.slots, -1)
+        self._rank_of[self._order] = np.arange(len(self._order))
         self._epoch, self._passed = sampler.epoch, [0] * self._runs
         self._blocks: list[Tensor] = []  # (slots, C, F, N) each
         self._first = 0  # number of slots before the first block
