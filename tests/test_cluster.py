@@ -273,10 +273,10 @@ def test_jobs_that_were_left_are_joined(tmp_path: Path) -> None:
     wait_for(lambda: trains(tracker), "a run that trains")
     first.send_signal(signal.SIGINT)
     output = first.communicate(timeout=300)[0]
-    assert first.returncode == 130 and "stay in the cluster; the same command joins them" in output, output
+    assert first.returncode == 130 and "left in the cluster: 2 jobs; the same command joins them" in output, output
     jobs = len(asked("sacct", "-X", "-n", "-o", "JobID"))
     second = run_command(tmp_path, *command)
-    assert second.returncode == 0 and "are joined, not submitted again" in second.stdout, second.stdout + second.stderr
+    assert second.returncode == 0 and "joined 2 jobs of an earlier command, not submitted again" in second.stdout, second.stdout + second.stderr
     assert "2 of 2 runs finished" in second.stdout
     assert len(asked("sacct", "-X", "-n", "-o", "JobID")) == jobs
     assert [run.status for run in training_runs(tracker)] == ["FINISHED"] * 2
