@@ -276,7 +276,8 @@ def test_jobs_that_were_left_are_joined(tmp_path: Path) -> None:
     assert first.returncode == 130 and "left in the cluster: 2 jobs; the same command joins them" in output, output
     jobs = len(asked("sacct", "-X", "-n", "-o", "JobID"))
     second = run_command(tmp_path, *command)
-    assert second.returncode == 0 and "joined 2 jobs of an earlier command, not submitted again" in second.stdout, second.stdout + second.stderr
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "joined 2 jobs of an earlier command, not submitted again" in second.stdout
     assert "2 of 2 runs finished" in second.stdout
     assert len(asked("sacct", "-X", "-n", "-o", "JobID")) == jobs
     assert [run.status for run in training_runs(tracker)] == ["FINISHED"] * 2
