@@ -106,6 +106,17 @@ def test_own_code_never_sees_the_scored_fold(tone_config: Config, tmp_path: Path
     assert set(sampler.rows(sampler.order()).clips) <= set(data._split.train)
 
 
+def test_a_pooled_batch_has_the_features_of_its_own_clips(tone_config: Config) -> None:
+    """Features, labels and places are of one clip."""
+    data = modules(tone_config, "augment=none")[1]
+    loader = data.train_dataloader()
+    assert loader.sampler.is_pooled  # type: ignore[union-attr]
+    for rows, (x, targets) in zip(loader.sampler, loader, strict=True):
+        waveforms = torch.from_numpy(data._store.gather(rows.clips, data._length, rows.placement)).unsqueeze(1)
+        torch.testing.assert_close(x, data._front_end(waveforms), rtol=1e-4, atol=1e-4)
+        assert targets.tolist() == data._targets[rows.clips].tolist() and set(rows.clips) <= set(data._split.train)
+
+
 def test_blocks_are_the_same_in_every_fold(tone_config: Config) -> None:
     """So no bit depends on the number of runs, whatever a processor rounds differently in blocks of another size."""
     samplers = [data._training_batches() for data in modules(tone_config, "folds.count=3", folds=3)]

@@ -87,7 +87,7 @@ class Augmenter(nn.Module):
         return x
 
     def blend(self, x: Tensor, targets: Tensor, classes: int, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Blend clips of one batch.
+        """Blend clips with others of their batch.
 
         Args:
             x: (B, C, F, N) features of one or more batches.

@@ -35,7 +35,7 @@ VERSION = 3  # raise it whenever the stored samples, or what is known of them, w
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
 _SHOWN = 10  # most clips that a message lists
-_MISSING = 0.01  # least share of a recording that is missed
+_MISSING = 0.01  # least missing share of a recording that is named
 _CHEAP_BYTES = 2**26  # a store of this size is checked whole
 _CHECKED = 64  # clips that are checked of a larger one
 

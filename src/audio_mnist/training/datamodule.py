@@ -228,15 +228,11 @@ class ClipDataModule(LightningDataModule):
 
     def _training_batches(self) -> ShuffledBatches:
         classes = self._targets[self._split.train] if self.balanced else None
+        # code of a person's own could mix clips of the scored fold into those that train
         parts = (self._front_end, *self._augmenter.stages)
-        alone = {
-            "features are kept": not (self._placement.redraw or self._augmenter.changes_waveforms),
-            "clips are drawn with replacement": self.balanced,
-            "features are computed already": self._embeddings is not None,
-            # it could mix clips of the scored fold into those that train
-            "a person's own code": not all(type(part).__module__.startswith("audio_mnist.") for part in parts),
-        }
-        pool = None if any(alone.values()) else self._pool
+        ours = all(type(part).__module__.startswith("audio_mnist.") for part in parts)
+        computed = self._embeddings is None and (self._placement.redraw or self._augmenter.changes_waveforms)
+        pool = self._pool if ours and computed and not self.balanced else None
         clips, train = len(self._targets), self._split.train
         return ShuffledBatches(train, self._batch_size, self._seed, self._placement, classes, clips, pool)
 
