@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
-from audio_mnist.sweeps.grouping import family_of, groups_of
+from audio_mnist.sweeps.grouping import groups_of, kind_of
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
 from audio_mnist.training.job import plan
@@ -130,43 +130,55 @@ def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("families", "at_once", "sizes"),
+    ("families", "at_once", "groups"),
     [
-        ("aaaaabbbbb", 2, [3, 2, 3, 2]),
-        ("aaaaabbbbb", 1, [5, 5]),
-        ("aaaaabbbbb", 4, [3, 2, 3, 2]),
-        ("aaaaa", 2, [3, 2]),
-        ("abc", 2, [1, 1, 1]),
-        ("a" * 25, 1, [9, 9, 7]),
-        ("ab", 8, [1, 1]),
-        ("--aaaa", 2, [1, 1, 2, 2]),  # the first two are finished
-        ("aa-", 1, [2, 1]),  # the third repeats one of the others: they train first
+        ("aaaaabbbbb", 2, ["aaabb", "aabbb"]),
+        ("aaaaabbbbb", 1, ["aaaaabbbbb"]),
+        ("aaaaabbbbb", 4, ["aab", "abb", "ab", "ab"]),
+        ("aaaaaAAAAA", 2, ["aaa", "aa", "AAA", "AA"]),  # another kin: it shares nothing with a
+        ("aaaaa", 2, ["aaa", "aa"]),
+        ("aAbB", 2, ["ab", "AB"]),
+        ("abc", 2, ["ac", "b"]),
+        ("a" * 25, 1, ["a" * 9, "a" * 8, "a" * 8]),
+        ("a" * 25, 2, ["a" * 7, "a" * 6, "a" * 6, "a" * 6]),
+        ("ab", 8, ["a", "b"]),
+        ("--aaaa", 2, ["-", "-", "aa", "aa"]),  # the first two are finished
+        ("aa-", 1, ["aa", "-"]),  # the third repeats one of the others: they train first
     ],
 )
-def test_groups_keep_all_workers_busy(families: str, at_once: int, sizes: list[int]) -> None:
-    """Each job is in one group of its family."""
-    groups = groups_of([None if family == "-" else family for family in families], [0] * len(families), at_once)
-    assert [len(one) for one in groups] == sizes
-    assert sorted(number for one in groups for number in one) == list(range(len(families)))
-    assert all(len({families[number] for number in one}) == 1 for one in groups)
+def test_groups_keep_all_workers_busy(families: str, at_once: int, groups: list[str]) -> None:
+    """Each job is in one group of its kin; each group has its share of each family."""
+    kinds = [None if name == "-" else ("lower" if name.islower() else "upper", name) for name in families]
+    found = groups_of(kinds, [0] * len(families), at_once)
+    assert ["".join(families[number] for number in one) for one in found] == groups
+    assert sorted(number for one in found for number in one) == list(range(len(families)))
 
 
-def test_runs_of_other_clips_are_of_another_family(tone_config: Callable[..., Any], tmp_path: Path) -> None:
-    """They would share the features of one corpus. A recipe does not name the folder."""
+def test_kin_have_the_same_clips_and_the_same_augmentation(tone_config: Callable[..., Any], tmp_path: Path) -> None:
+    """Kin share augmented waveforms, a family also features. A recipe does not name the folder."""
     write_tones(tmp_path / "others", seed=1)
-    one, other = plan(tone_config("seed=1")), plan(tone_config(f"data.root={tmp_path}/others"))
-    assert one.family == other.family and family_of(one) != family_of(other)
-    assert family_of(one) == family_of(plan(tone_config("fold=1")))
+    one = plan(tone_config("seed=1"))
+    assert kind_of(one) == kind_of(plan(tone_config("fold=1")))
+    for other, same_kin in (
+        (f"data.root={tmp_path}/others", False),
+        ("augment.noise.snr_low_db=5", False),
+        ("optimizer.lr=0.01", False),
+        ("feature=mfcc", True),
+        ("model.depth=2", True),
+    ):
+        kin, family = kind_of(plan(tone_config(other)))
+        assert (kin == kind_of(one)[0]) == same_kin and family != kind_of(one)[1]
 
 
 SWEEP = ("train.py", "data=folder", "data.root=tones", "feature=mel", "fold=0,1", "folds.count=2", "seed=0,1")
 SHORT = ("trainer.batch_size=4", "trainer.accelerator=cpu", "hydra.launcher.n_jobs=1", "hydra/launcher=together", "-m")
 
 
-def runs_in(folder: Path) -> dict[tuple[str, str], Any]:
+def runs_in(folder: Path) -> dict[tuple[str, ...], Any]:
     runs = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist").search(kind="train")
-    assert len({(run.tags["fold"], run.tags["seed"]) for run in runs}) == len(runs)
-    return {(run.tags["fold"], run.tags["seed"]): run for run in runs}
+    found = {tuple(run.tags[tag] for tag in ("feature", "fold", "seed")): run for run in runs}
+    assert len(found) == len(runs)
+    return found
 
 
 AMX = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs AMX")
@@ -174,19 +186,20 @@ AMX = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reaso
 
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=AMX)])
 def test_sweep_together_has_the_bits_of_runs_alone(tmp_path: Path, precision: str) -> None:
-    """Two processes, all augmentations: each run has the losses that it has alone. So they are the same runs.
+    """Two processes, two features, all augmentations: each run has the losses that it has alone. So they are the same.
 
     With AMX the nets pass as one net, elsewhere one after another.
     """
     # one net of maps of short clips would have other bits
-    arguments = (*SWEEP, "trainer.max_epochs=4", f"trainer.precision={precision}", "data.clip_s=1.0")
+    sweep = [one.replace("feature=mel", "feature=mel,mfcc") for one in SWEEP]
+    arguments = (*sweep, "trainer.max_epochs=4", f"trainer.precision={precision}", "data.clip_s=1.0")
     losses = {}
     for mode in ("together", "side_by_side"):
         folder = tmp_path / mode
         write_tones(folder / "tones")
         short = [one.replace("=together", f"={mode}").replace("n_jobs=1", "n_jobs=2") for one in SHORT]
         done = run_command(folder, *arguments, *short)
-        assert done.returncode == 0 and "4 of 4 runs finished" in done.stdout, done.stdout + done.stderr
+        assert done.returncode == 0 and "8 of 8 runs finished" in done.stdout, done.stdout + done.stderr
         assert done.stdout.count(": 4 epochs together") == (2 if mode == "together" else 0), done.stdout
         tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
         runs = runs_in(folder)
@@ -195,14 +208,14 @@ def test_sweep_together_has_the_bits_of_runs_alone(tmp_path: Path, precision: st
             for metric in ("train/loss", "fold/loss"):
                 assert list(tracker.history(run.id, metric)) == [0, 1, 2, 3]
         losses[mode] = [[runs[key].metrics[m] for m in ("best/loss", "train/loss")] for key in sorted(runs)]
-    assert len({best for best, _ in losses["together"]}) == 4
+    assert len({best for best, _ in losses["together"]}) == 8
     assert losses["together"] == losses["side_by_side"]
     again = run_command(tmp_path / "together", *arguments, *SHORT)
-    assert "4 of them are finished already" in again.stdout and "epochs together" not in again.stdout
+    assert "8 of them are finished already" in again.stdout and "epochs together" not in again.stdout
     alone = run_command(
         tmp_path / "together", *arguments, *[one.replace("=together", "=side_by_side") for one in SHORT]
     )
-    assert "4 of them are finished already" in alone.stdout, alone.stdout
+    assert "8 of them are finished already" in alone.stdout, alone.stdout
 
 
 def test_one_net_on_request_makes_other_runs(tmp_path: Path) -> None:
@@ -259,7 +272,7 @@ def test_group_whose_maps_are_tiny_is_not_exact() -> None:
 
 def test_each_member_keeps_its_own_state_of_the_optimiser() -> None:
     """A group's state, cut for one member, has what an optimiser of that member alone would have."""
-    nets, _ = nets_of("feature=mel", count=2)
+    nets = [nets_of("feature=mel", count=1)[0][0], nets_of("model=bcresnet", count=1)[0][0]]
 
     def optimizer_of(*some: torch.nn.Module) -> Muon:
         chosen = [one for net in some for one in matrices(net)]
@@ -277,7 +290,7 @@ def test_each_member_keeps_its_own_state_of_the_optimiser() -> None:
     for number, net in enumerate(alone):
         expected = optimizer_of(net)
         expected.step()
-        found, wanted = _share(whole.state_dict(), number, 2), expected.state_dict()
+        found, wanted = _share(whole.state_dict(), whole, nets[number]), expected.state_dict()
         assert found["param_groups"] == wanted["param_groups"] and found["state"].keys() == wanted["state"].keys()
         for index, values in wanted["state"].items():
             assert all(torch.equal(found["state"][index][name], value) for name, value in values.items())

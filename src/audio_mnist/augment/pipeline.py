@@ -74,15 +74,39 @@ class Augmenter(nn.Module):
         self.stages = nn.ModuleList(used)
 
     def forward(self, waveforms: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
-        if not self.training:
-            return front_end(waveforms)
+        x, sounding = self.sound(waveforms, draws)
+        return self.features(x, sounding, front_end, draws)
+
+    def sound(self, waveforms: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Augment waveforms; no feature takes part.
+
+        Args:
+            waveforms: (B, 1, T).
+            draws: the clips' numbers.
+
+        Returns:
+            (B, 1, T) waveforms, and the same before filters and noise filled the padding.
+        """
         x = sounding = waveforms
-        for number, stage in self._of("waveform"):
+        for number, stage in self._of("waveform") if self.training else ():
             x = stage(x, draws.of_stage(number))
             sounding = x if stage.moves else sounding
-        # filters and noise also fill the padding; the clip's frames stay what they are
-        x = front_end(x) if x is waveforms else front_end(x, sounding)  # (B, C, F, N)
-        for number, stage in self._of("feature"):
+        return x, sounding
+
+    def features(self, waveforms: Tensor, sounding: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
+        """Compute augmented features.
+
+        Args:
+            waveforms: what `sound` returned first.
+            sounding: what it returned with them; the clips' frames are those of it.
+            front_end: the feature.
+            draws: the clips' numbers.
+
+        Returns:
+            (B, C, F, N) features.
+        """
+        x = front_end(waveforms) if waveforms is sounding else front_end(waveforms, sounding)
+        for number, stage in self._of("feature") if self.training else ():
             x = stage(x, draws.of_stage(number))
         return x
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import open_dict
 
 from audio_mnist.sweeps import state, view, workers
@@ -22,35 +23,40 @@ log = logging.getLogger(__name__)
 _MOST = 10  # runs of one group: as one net, their activations are in memory at once
 
 
-def groups_of(families: Sequence[str | None], seeds: Sequence[int], at_once: int) -> list[list[int]]:
-    """Cut jobs into groups of one family, enough for all workers.
+def groups_of(kinds: Sequence[tuple[str, str] | None], seeds: Sequence[int], at_once: int) -> list[list[int]]:
+    """Cut jobs into groups of one kin, enough for all workers. Each group has its share of each family.
 
     Args:
-        families: what the jobs of a group share, one per job; None for a job that stays alone.
+        kinds: kin and family of each job, as `kind_of` returns them; None for a job that stays alone.
         seeds: the jobs' random seeds; those of one seed share more.
         at_once: number of workers.
 
     Returns:
         Numbers of the jobs of each group.
 
-    >>> groups_of(["mel"] * 5 + ["mfcc"] * 5, [0] * 10, 2)
-    [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-    >>> groups_of(["mel"] * 4, [0, 1, 0, 1], 2)
+    >>> groups_of([("clips", "mel")] * 5 + [("clips", "mfcc")] * 5, [0] * 10, 2)
+    [[0, 1, 2, 8, 9], [3, 4, 5, 6, 7]]
+    >>> groups_of([("clips", "mel")] * 4, [0, 1, 0, 1], 2)
     [[0, 2], [1, 3]]
     """
-    by_family: dict[str, list[int]] = {}
-    groups = [[number] for number, family in enumerate(families) if family is None]
-    for number, family in enumerate(families):
-        if family is not None:
-            by_family.setdefault(family, []).append(number)
-    for numbers in by_family.values():
-        numbers.sort(key=lambda number: seeds[number])
-        # enough groups for all workers; a family of two jobs or more for each worker gives each a group: families
-        # differ in speed
-        share = at_once if len(numbers) >= 2 * at_once else -(-at_once // len(by_family))
-        count = min(len(numbers), max(share, -(-len(numbers) // _MOST)))
-        size = -(-len(numbers) // count)
-        groups += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    by_kin: dict[str, dict[str, list[int]]] = {}
+    groups = [[number] for number, kind in enumerate(kinds) if kind is None]
+    for number, kind in enumerate(kinds):
+        if kind is not None:
+            by_kin.setdefault(kind[0], {}).setdefault(kind[1], []).append(number)
+    for families in by_kin.values():
+        jobs = sum(map(len, families.values()))
+        # a kin of two jobs or more for each worker keeps all workers busy for the same time
+        share = at_once if jobs >= 2 * at_once else -(-at_once // len(by_kin))
+        rounds = -(-jobs // (_MOST * share))
+        parts: list[list[int]] = [[] for _ in range(min(jobs, share * rounds))]
+        first = 0  # the part that gets a family's first share; the first shares are the larger ones
+        for numbers in families.values():
+            numbers.sort(key=lambda number: seeds[number])
+            for place, share_of_family in enumerate(np.array_split(numbers, len(parts))):
+                parts[(first + place) % len(parts)] += share_of_family.tolist()
+            first += len(numbers) % len(parts)
+        groups += [part for part in parts if part]
     return sorted(groups)  # a job that repeats an earlier one comes after it
 
 
@@ -69,20 +75,25 @@ def reasons_alone(settings: dict[str, Any]) -> list[str]:
     return [f"needs {what}" for what, met in needs.items() if not met] + obstacles(settings)
 
 
-def family_of(job: "Job") -> str:
-    """Return what jobs share that can train together: clips, folds, recipe, and length of an epoch.
+def kind_of(job: "Job") -> tuple[str, str]:
+    """Return a job's kin, all that jobs share that can train together, and its family, whose nets have one shape.
+
+    Jobs of one kin have the same augmented waveforms. An encoder has none, so its jobs are no kin of others.
 
     Args:
         job: the planned run.
     """
     from audio_mnist.augment import Placement
+    from audio_mnist.features import FrontEnd
+    from audio_mnist.features.encoder import Encoder
     from audio_mnist.training.batches import ShuffledBatches
 
     settings = job.settings
     place = Placement.of(settings["augment"])
     batches = ShuffledBatches(job.split.train, settings["trainer"]["batch_size"], settings["seed"], place)
-    clips = f"{job.corpus.fingerprint} {job.folds.fingerprint}"
-    return f"{clips} {job.family} {len(batches)} {batches.batch_size}"
+    same = f"{job.corpus.fingerprint} {job.folds.fingerprint} {len(batches)} {batches.batch_size}"
+    is_encoder = issubclass(FrontEnd.registry[job.feature], Encoder)
+    return f"{same} {job.family if is_encoder else job.kin}", f"{same} {job.family}"
 
 
 def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
@@ -112,13 +123,13 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
             bool(reason) or key in sweep.taken_over or key in keys[:number]
             for number, (key, reason) in enumerate(zip(keys, reasons, strict=True))
         ]
-        families = [None if by_itself else family_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
+        kinds = [None if by_itself else kind_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
         seeds = [job.settings["seed"] for job in jobs]
         numbered = [(initial_job_idx + number, list(overrides)) for number, overrides in enumerate(job_overrides)]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())
         done = Parallel(**settings)(
             delayed(run_group)([numbered[number] for number in group], *context)
-            for group in groups_of(families, seeds, at_once if at_once > 0 else cpu_count())
+            for group in groups_of(kinds, seeds, at_once if at_once > 0 else cpu_count())
         )
         results = {number: result for group in done for number, result in group}
         return [results[number] for number, _ in numbered]

@@ -18,23 +18,26 @@ from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
 from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches
 from audio_mnist.training.embeddings import Embeddings
-from audio_mnist.training.shared import Stream
+from audio_mnist.training.shared import Shared, Stream
 
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
 # waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
 AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
-def share_features(modules: Sequence["ClipDataModule"]) -> None:
-    """Let data modules that differ in their folds alone compute augmented features once.
+def share_features(families: Sequence[Sequence["ClipDataModule"]]) -> None:
+    """Let data modules compute augmented waveforms once, and those of one family augmented features once.
 
     Args:
-        modules: the runs' data, of one seed. The runs keep pace.
+        families: the runs' data, of one seed. Those of a family differ in their folds alone, families also in the
+            front end. The runs keep pace.
     """
-    if all(module._training_batches().is_pooled for module in modules):
-        stream = Stream(len(modules))
-        for number, module in enumerate(modules):
-            module._read = partial(stream.read, number)
+    pooled = [family for family in families if all(module._training_batches().is_pooled for module in family)]
+    waveforms = Shared(len(pooled))
+    for family in pooled:
+        stream = Stream(len(family))
+        for number, module in enumerate(family):
+            module._read, module._hear = partial(stream.read, number), waveforms.get
 
 
 class FeatureBatches:
@@ -113,7 +116,7 @@ class ClipDataModule(LightningDataModule):
         self._split, self._front_end = split, front_end
         self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
-        self._read = partial(Stream().read, 0)
+        self._read, self._hear = partial(Stream().read, 0), Shared().get
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
     def epoch_shape(self) -> tuple[int, int]:
@@ -136,14 +139,18 @@ class ClipDataModule(LightningDataModule):
         """Yield the training batches of one epoch, several computed at once."""
         device = self._device()
         at_once = max(1, AT_ONCE_BYTES.get(device.type, 0) // (4 * self._length * sampler.batch_size))
-        kept = self._kept_features("train", sampler, device)
+        kept, augmenter = self._kept_features("train", sampler, device), self._augmenter.to(device)
         draws = Draws([self._seed, sampler.epoch, 2], sampler.slots, device)
 
         def compute(slots: np.ndarray) -> Tensor:
-            rows, done = sampler.rows(slots), kept is not None or self._embeddings is not None
-            x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
-            front_end = nn.Identity() if done else self._front_end.to(device)
-            return self._augmenter.to(device)(x, front_end, draws.at(slots))
+            rows, its_draws = sampler.rows(slots), draws.at(slots)
+            if kept is not None or self._embeddings is not None:
+                x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
+                return augmenter(x, nn.Identity(), its_draws)
+            x, sounding = self._hear(
+                sampler.epoch, int(slots[0]), lambda: augmenter.sound(self._waveforms(rows, device), its_draws)
+            )
+            return augmenter.features(x, sounding, self._front_end.to(device), its_draws)
 
         batches = iter(sampler)
         while group := list(islice(batches, at_once)):
@@ -153,7 +160,7 @@ class ClipDataModule(LightningDataModule):
                 targets = devices.put(self._targets[rows.clips], device)
                 x = self._read(sampler, rows.slots, at_once * sampler.batch_size, compute)
                 its_draws = draws.at(rows.slots, sampler.batch_size)
-                x, targets = self._augmenter.blend(x, targets, self._classes, its_draws)
+                x, targets = augmenter.blend(x, targets, self._classes, its_draws)
             yield from zip(x.split(sampler.batch_size), targets.split(sampler.batch_size), strict=True)
 
     def _score(self, name: str, sampler: CentredBatches) -> Iterator[tuple[Tensor, Tensor]]:

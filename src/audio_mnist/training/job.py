@@ -100,6 +100,12 @@ class Job:
         return fingerprint({key: value for key, value in self.recipe.items() if key not in ("fold", "seed")})
 
     @cached_property
+    def kin(self) -> str:
+        """Identifies the recipe without fold, seed, feature and net: all that augmented waveforms depend on."""
+        others = ("fold", "seed", "feature", "model")
+        return fingerprint({key: value for key, value in self.recipe.items() if key not in others})
+
+    @cached_property
     def device(self) -> str:
         """Device type that trains: "cpu", "cuda", ..."""
         from audio_mnist.system import devices

@@ -1,6 +1,7 @@
-"""Augmented features of an epoch, computed block by block, for one run or for several of other folds."""
+"""Augmented clips of an epoch, computed block by block, for one run or for several."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,39 @@ from torch import Tensor
 
 from audio_mnist.system import devices
 from audio_mnist.training.batches import ShuffledBatches
+
+
+class Shared:
+    """Blocks that several callers ask for, each once. A block is dropped when the last one has it.
+
+    Args:
+        callers: number of callers. They keep pace.
+
+    >>> shared = Shared(2)
+    >>> [shared.get(epoch=0, first=7, compute=lambda: "once") for _ in range(2)]
+    ['once', 'once']
+    """
+
+    def __init__(self, callers: int = 1) -> None:
+        self._callers, self._epoch = callers, -1
+        self._kept: dict[int, tuple[Any, int]] = {}  # a block, and the number of callers that still need it
+
+    def get(self, epoch: int, first: int, compute: Callable[[], Any]) -> Any:
+        """Return a block.
+
+        Args:
+            epoch: its epoch.
+            first: its first slot.
+            compute: computes it.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._kept = epoch, {}
+        if first not in self._kept:
+            self._kept[first] = compute(), self._callers
+        block, callers = self._kept.pop(first)
+        if callers > 1:
+            self._kept[first] = block, callers - 1
+        return block
 
 
 class Stream:

@@ -1,6 +1,7 @@
-"""Runs that differ in fold and seed alone, trained in one process.
+"""Runs of the same clips and the same way to train, in one process.
 
-Folds of one seed share augmented features. Where it changes no bit, or on request, the nets are one grouped net.
+Runs of one seed share augmented waveforms, and those of one family augmented features: they differ in fold and seed
+alone. Where it changes no bit, or on request, a family's nets are one grouped net.
 
 Each run keeps its own claim, tracked run, batches and state. At the end its whole state lies in its folder, as that of
 a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
@@ -98,7 +99,7 @@ class Alone(nn.Module):
 
     def __init__(self, net: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
-        self.net, self._generator = net, generator
+        self.net, self._generator, self.count = net, generator, 1
 
     def forward(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
         with torch.random.fork_rng(devices=[]):
@@ -127,7 +128,7 @@ class Grouped(nn.Module):
         self, nets: Sequence[nn.Module], generators: Sequence[torch.Generator], example: Tensor, *, exact: bool
     ) -> None:
         super().__init__()
-        self.net = group(nets, generators, example, exact=exact)
+        self.net, self.count = group(nets, generators, example, exact=exact), len(nets)
         share_gradients(self.net, nets)
 
     def forward(self, x: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -139,22 +140,24 @@ class Together(LightningModule):
     """The nets of all members. Each learns from its own loss, in one step.
 
     Args:
-        members: runs with nets of one shape.
+        families: runs, those of a family with nets of one shape.
 
     Attributes:
+        members: all runs, family after family.
         scores: newest score of each member's scored fold, where training logs it; None before the first.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, families: Sequence[Sequence[Member]]) -> None:
         super().__init__()
-        self._members = members
-        self._generators = [torch.Generator() for _ in members]
-        self.scores: list[float | None] = [None] * len(members)
-        self.nets = nn.ModuleList(_joined(members, self._generators))
+        self.members = [member for family in families for member in family]
+        generators = [[torch.Generator() for _ in family] for family in families]
+        self._generators = [generator for of_family in generators for generator in of_family]
+        self.scores: list[float | None] = [None] * len(self.members)
+        self.nets = nn.ModuleList(net for pair in zip(families, generators, strict=True) for net in _joined(*pair))
         self._batch: tuple = ()
 
     def on_train_epoch_start(self) -> None:
-        for member, generator in zip(self._members, self._generators, strict=True):
+        for member, generator in zip(self.members, self._generators, strict=True):
             generator.manual_seed(epoch_seed(member.job.settings["seed"], self.current_epoch, 0))
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
@@ -163,9 +166,9 @@ class Together(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Pass the nets forward and backward, so that the activations of one at a time are in memory."""
-        todo = list(zip(self._members, self._batch, strict=True))
-        count = len(todo) // len(self.nets)
+        todo = list(zip(self.members, self._batch, strict=True))
         for net in self.nets:
+            count = int(net.count)  # type: ignore[arg-type]
             part, todo = todo[:count], todo[count:]
             with self.trainer.precision_plugin.train_step_context():
                 logits = net([x for _, (x, _) in part])
@@ -176,7 +179,7 @@ class Together(LightningModule):
             torch.stack(losses).sum().backward()
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._members[dataloader_idx].parts.classifier.validation_step(batch, batch_idx)
+        self.members[dataloader_idx].parts.classifier.validation_step(batch, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         self._log("train")
@@ -185,15 +188,15 @@ class Together(LightningModule):
         self._log("fold")
 
     def _log(self, prefix: str) -> None:
-        for number, member in enumerate(self._members):
+        for number, member in enumerate(self.members):
             means = {name: float(value) for name, value in member.parts.classifier.epoch_means(prefix).items()}
             member.run.log_metrics(means, step=self.current_epoch)
             self.scores[number] = means.get(f"fold/{member.job.settings['score']}", self.scores[number])
 
     def configure_optimizers(self) -> Any:
         # the members' own weights, not the grouped ones: an operation on a longer tensor can round differently
-        nets = [member.parts.classifier.net for member in self._members]
-        return optimizer_of(self._members[0].job.settings["optimizer"], nets, self.trainer)
+        nets = [member.parts.classifier.net for member in self.members]
+        return optimizer_of(self.members[0].job.settings["optimizer"], nets, self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         self.zero_grad()
@@ -204,7 +207,7 @@ class Together(LightningModule):
 
 
 def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) -> list[nn.Module]:
-    """Return the members' nets as one where that is asked for, or keeps their bits; else each alone."""
+    """Return a family's nets as one where that is asked for, or keeps their bits; else each alone."""
     first = members[0]
     settings, classifier = first.job.settings, first.parts.classifier
     asked = settings["trainer"]["together"]
@@ -250,25 +253,26 @@ class _KeepStates(Callback):
 def _save(trainer: Trainer, members: Sequence[Member]) -> None:
     """Write each member's state, as Lightning would for a run alone."""
     whole = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    for number, member in enumerate(members):
+    for member in members:
         classifier = member.parts.classifier
         checkpoint = whole | {
             "state_dict": {name: value.clone() for name, value in classifier.state_dict().items()},
-            "optimizer_states": [_share(state, number, len(members)) for state in whole["optimizer_states"]],
+            "optimizer_states": [_share(whole["optimizer_states"][0], trainer.optimizers[0], classifier.net)],
             classifier.CHECKPOINT_HYPER_PARAMS_NAME: classifier._hparams_name,
             classifier.CHECKPOINT_HYPER_PARAMS_KEY: dict(classifier.hparams),
         }
         torch.save(checkpoint, member.workplace.folder / PENDING)
 
 
-def _share(state: dict[str, Any], number: int, members: int) -> dict[str, Any]:
-    """Return one member's share of the optimiser's state: each parameter group lists member after member."""
+def _share(state: dict[str, Any], optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Any]:
+    """Return one net's share of the optimiser's state."""
     groups: list[dict[str, Any]] = []
     index_of: dict[int, Any] = {}
-    for weights in state["param_groups"]:
-        count = len(weights["params"]) // members
-        numbers = [len(index_of) + place for place in range(count)]
-        index_of |= dict(zip(numbers, weights["params"][number * count :][:count], strict=True))
+    own = set(map(id, net.parameters()))
+    for weights, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        indices = [index for index, one in zip(weights["params"], live["params"], strict=True) if id(one) in own]
+        numbers = [len(index_of) + place for place in range(len(indices))]
+        index_of |= dict(zip(numbers, indices, strict=True))
         groups.append(weights | {"params": numbers})
     known = {place: state["state"][index] for place, index in index_of.items() if index in state["state"]}
     return state | {"state": known, "param_groups": groups}
@@ -287,7 +291,7 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
     Those that do not fit the group are left for `run.train`, which trains them alone.
 
     Args:
-        cfgs: composed configs that differ in fold and seed alone.
+        cfgs: composed configs that differ in fold, seed, feature and net alone.
         folders: the jobs' folders in the sweep.
         sweep_dir: folder that the runs of the sweep share.
         parent_id: the sweep's tracked run.
@@ -305,31 +309,41 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
             members += [member] if member is not None else []
         if len(members) < 2:  # the others are finished or half trained
             return
-        module = Together(members)
-        _share_features(members)
+        families = _families(members)
+        module = Together(list(families.values()))
+        _share_features(families)
         trainer = Trainer(
             **members[0].parts.options | {"enable_progress_bar": False},
             logger=False,
-            callbacks=[_KeepStates(members, jobs[0].settings["resume_every_s"])],
+            callbacks=[_KeepStates(module.members, jobs[0].settings["resume_every_s"])],
             enable_checkpointing=False,
         )
         with interruptible(trainer):
-            trainer.fit(module, _Data(members))
+            trainer.fit(module, _Data(module.members))
         _save(trainer, members)
         _accept(members)
-    log.info(
-        "%s fold %s: %d epochs together in %.0f s",
-        *(jobs[0].feature, ",".join(str(member.job.fold) for member in members)),
-        *(trainer.current_epoch, time.monotonic() - began),
+    names = "; ".join(
+        f"{family[0].job.feature} fold {','.join(str(member.job.fold) for member in family)}"
+        for family in families.values()
     )
+    log.info("%s: %d epochs together in %.0f s", names, trainer.current_epoch, time.monotonic() - began)
 
 
-def _share_features(members: Sequence[Member]) -> None:
-    by_seed: dict[int, list[ClipDataModule]] = {}
+def _families(members: Sequence[Member]) -> dict[str, list[Member]]:
+    families: dict[str, list[Member]] = {}
     for member in members:
-        by_seed.setdefault(member.job.settings["seed"], []).append(member.parts.data)
-    for modules in by_seed.values():
-        share_features(modules)
+        families.setdefault(member.job.family, []).append(member)
+    return families
+
+
+def _share_features(families: dict[str, list[Member]]) -> None:
+    by_seed: dict[int, dict[str, list[ClipDataModule]]] = {}
+    for name, family in families.items():
+        for member in family:
+            of_seed = by_seed.setdefault(member.job.settings["seed"], {})
+            of_seed.setdefault(name, []).append(member.parts.data)
+    for of_seed in by_seed.values():
+        share_features(list(of_seed.values()))
 
 
 def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack) -> Member | None:
