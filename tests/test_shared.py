@@ -10,7 +10,7 @@ import torch
 
 from audio_mnist.augment import Augmentation
 from audio_mnist.training import datamodule
-from audio_mnist.training.datamodule import ClipDataModule, share_features
+from audio_mnist.training.datamodule import ClipDataModule, share_clips
 from audio_mnist.training.fit import build
 from audio_mnist.training.job import plan
 
@@ -40,7 +40,7 @@ def test_shared_features_have_the_bits_of_each_run(tone_config: Config) -> None:
     """All augmentations of the recipe, two copies of each clip, two epochs; the epochs differ."""
     overrides = ("augment.gain.probability=0.7", "augment.placement.copies=2", "data.clip_s=1.0")
     alone, together = modules(tone_config, *overrides), modules(tone_config, *overrides)
-    share_features([together])
+    share_clips([together])
     assert all(data._read.func.__self__ is together[0]._read.func.__self__ for data in together)
     expected, found = [epochs_of(data) for data in alone], [epochs_of(data) for data in together]
     assert all(same(*pair) for pair in zip(expected, found, strict=True))
@@ -53,7 +53,7 @@ def test_shared_features_are_computed_once_an_epoch_and_dropped(
     """Four runs, two epochs, one batch of 2 at a time: the front end sees each of the 24 clips twice; few stay."""
     monkeypatch.setattr(datamodule, "AT_ONCE_BYTES", {})
     together = modules(tone_config, "data.clip_s=1.0", "folds.count=4", "trainer.batch_size=2", folds=4)
-    share_features([together])
+    share_clips([together])
     shared = together[0]._read.func.__self__
     seen, most = [], 0
     for data in together:
@@ -81,11 +81,13 @@ def test_features_of_one_seed_share_waveforms(tone_config: Config, monkeypatch: 
         ]
 
     alone, together = built(), built()
-    share_features([together[:2], together[2:]])
-    heard: list[int] = []
+    share_clips([together[:2], together[2:]])
+    augmented: list[int] = []
     for data in together:
-        sound = data._augmenter.sound
-        monkeypatch.setattr(data._augmenter, "sound", lambda x, draws, s=sound: heard.append(len(x)) or s(x, draws))
+        original = data._augmenter.augment_waveforms
+        monkeypatch.setattr(
+            data._augmenter, "augment_waveforms", lambda x, draws, s=original: augmented.append(len(x)) or s(x, draws)
+        )
     expected, found = [epochs_of(data) for data in alone], [[] for _ in together]
     loaders = [data.train_dataloader() for data in together]
     for epoch in range(2):
@@ -94,9 +96,9 @@ def test_features_of_one_seed_share_waveforms(tone_config: Config, monkeypatch: 
         for batches in zip(*loaders, strict=True):
             for own, batch in zip(found, batches, strict=True):
                 own.append(batch)
-            assert len(together[0]._hear.__self__._kept) <= 6
+            assert len(together[0]._share_waveforms.__self__._kept) <= 6
     assert all(same(*pair) for pair in zip(expected, found, strict=True))
-    assert 40 <= sum(heard) <= 48
+    assert 40 <= sum(augmented) <= 48
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_features_of_one_seed_share_waveforms(tone_config: Config, monkeypatch: 
 def test_a_run_that_shares_nothing_computes_its_own_clips_alone(tone_config: Config, overrides: list[str]) -> None:
     """Clips drawn with replacement, clips that never change, runs that cannot train together."""
     together = modules(tone_config, *overrides)
-    share_features([together])
+    share_clips([together])
     assert together[0]._read.func.__self__ is not together[1]._read.func.__self__
     sampler = together[0]._training_batches()
     positions = np.concatenate([rows.clips for rows in sampler])

@@ -16,12 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from audio_mnist import features, models
 from audio_mnist.config import to_plain
-from audio_mnist.sweeps.grouping import groups_of, kind_of
+from audio_mnist.sweeps.grouping import groups_of, kin_and_family
 from audio_mnist.tracking.tracker import Tracker
 from audio_mnist.training.grouped import UnsupportedError, group, share_gradients
 from audio_mnist.training.job import plan
 from audio_mnist.training.muon import Muon, matrices
-from audio_mnist.training.together import _share
+from audio_mnist.training.together import Alone, Grouped, Together, _share
 from tests.conftest import PROJECT, composed, run_command, write_tones
 
 
@@ -154,11 +154,45 @@ def test_groups_keep_all_workers_busy(families: str, at_once: int, groups: list[
     assert sorted(number for one in found for number in one) == list(range(len(families)))
 
 
+def test_each_group_has_few_seeds() -> None:
+    """Two features of three seeds and five folds: four groups of two workers, each with the same seeds of both."""
+    jobs = [(feature, seed) for feature in "ab" for _ in range(5) for seed in range(3)]
+    groups = groups_of([("clips", feature) for feature, _ in jobs], [seed for _, seed in jobs], 2)
+    assert [len(one) for one in groups] == [8, 8, 7, 7]
+    assert sum(len({jobs[number][1] for number in one}) for one in groups) == 6
+
+
+def test_jobs_of_several_kin_keep_all_workers_busy() -> None:
+    """Ten jobs of one kin and one of another: no worker is idle."""
+    groups = groups_of([("many", "a")] * 10 + [("one", "b")], [0] * 11, 8)
+    assert sorted(map(len, groups)) == [1] * 7 + [2] * 2
+
+
+@pytest.mark.parametrize("grouped_first", [True, False])
+def test_each_net_of_a_group_keeps_learning(grouped_first: bool) -> None:
+    """A net that passes alone drops its gradients; one net of several keeps its members' views of them."""
+    nets, front_end = nets_of("feature=mel")
+    alone = Alone(nets[0], torch.Generator())
+    example = front_end(torch.zeros(1, 1, 8000))
+    members = [net.eval() for net in nets[1:]]
+    grouped = Grouped(members, [torch.Generator() for _ in members], example, exact=False)
+    together = Together([])
+    together.nets.extend([grouped, alone] if grouped_first else [alone, grouped])
+    x = torch.randn(4, *example.shape[1:])
+    for _ in range(2):
+        together.zero_grad()
+        assert all(parameter.grad is None for parameter in alone.parameters())
+        assert not any(parameter.grad.any() for net in members for parameter in net.parameters())
+        for net in (alone, grouped):
+            torch.cat(list(net([x] * net.count)), dim=1).square().sum().backward()
+        assert all(parameter.grad.any() for net in nets for parameter in net.parameters())
+
+
 def test_kin_have_the_same_clips_and_the_same_augmentation(tone_config: Callable[..., Any], tmp_path: Path) -> None:
     """Kin share augmented waveforms, a family also features. A recipe does not name the folder."""
     write_tones(tmp_path / "others", seed=1)
     one = plan(tone_config("seed=1"))
-    assert kind_of(one) == kind_of(plan(tone_config("fold=1")))
+    assert kin_and_family(one) == kin_and_family(plan(tone_config("fold=1")))
     for other, same_kin in (
         (f"data.root={tmp_path}/others", False),
         ("augment.noise.snr_low_db=5", False),
@@ -166,8 +200,10 @@ def test_kin_have_the_same_clips_and_the_same_augmentation(tone_config: Callable
         ("feature=mfcc", True),
         ("model.depth=2", True),
     ):
-        kin, family = kind_of(plan(tone_config(other)))
-        assert (kin == kind_of(one)[0]) == same_kin and family != kind_of(one)[1]
+        kin, family = kin_and_family(plan(tone_config(other)))
+        assert (kin == kin_and_family(one)[0]) == same_kin and family != kin_and_family(one)[1]
+    encoder = plan(tone_config("feature=speech_embedding"))
+    assert kin_and_family(encoder) != kin_and_family(one) and len(set(kin_and_family(encoder))) == 1
 
 
 SWEEP = ("train.py", "data=folder", "data.root=tones", "feature=mel", "fold=0,1", "folds.count=2", "seed=0,1")
@@ -184,23 +220,26 @@ def runs_in(folder: Path) -> dict[tuple[str, ...], Any]:
 AMX = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="needs AMX")
 
 
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=AMX)])
-def test_sweep_together_has_the_bits_of_runs_alone(tmp_path: Path, precision: str) -> None:
-    """Two processes, two features, all augmentations: each run has the losses that it has alone. So they are the same.
+@pytest.mark.parametrize(
+    ("precision", "workers", "features"),
+    [("32-true", 1, "mfcc,mel"), pytest.param("bf16-mixed", 2, "mel,mfcc", marks=AMX)],
+)
+def test_sweep_together_has_the_bits_of_runs_alone(tmp_path: Path, precision: str, workers: int, features: str) -> None:
+    """Two features, two seeds, all augmentations: each run has the losses that it has alone. So they are the same.
 
-    With AMX the nets pass as one net, elsewhere one after another.
+    With AMX the nets of a feature pass as one net, elsewhere one after another.
     """
     # one net of maps of short clips would have other bits
-    sweep = [one.replace("feature=mel", "feature=mel,mfcc") for one in SWEEP]
+    sweep = [one.replace("feature=mel", f"feature={features}") for one in SWEEP]
     arguments = (*sweep, "trainer.max_epochs=4", f"trainer.precision={precision}", "data.clip_s=1.0")
     losses = {}
     for mode in ("together", "side_by_side"):
         folder = tmp_path / mode
         write_tones(folder / "tones")
-        short = [one.replace("=together", f"={mode}").replace("n_jobs=1", "n_jobs=2") for one in SHORT]
+        short = [one.replace("=together", f"={mode}").replace("n_jobs=1", f"n_jobs={workers}") for one in SHORT]
         done = run_command(folder, *arguments, *short)
         assert done.returncode == 0 and "8 of 8 runs finished" in done.stdout, done.stdout + done.stderr
-        assert done.stdout.count(": 4 epochs together") == (2 if mode == "together" else 0), done.stdout
+        assert done.stdout.count(": 4 epochs together") == (workers if mode == "together" else 0), done.stdout
         tracker = Tracker(f"sqlite:///{folder}/mlruns/mlflow.db", "audio-mnist")
         runs = runs_in(folder)
         for run in runs.values():

@@ -74,10 +74,10 @@ class Augmenter(nn.Module):
         self.stages = nn.ModuleList(used)
 
     def forward(self, waveforms: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
-        x, sounding = self.sound(waveforms, draws)
-        return self.features(x, sounding, front_end, draws)
+        x, sounding = self.augment_waveforms(waveforms, draws)
+        return self.augment_features(x, sounding, front_end, draws)
 
-    def sound(self, waveforms: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def augment_waveforms(self, waveforms: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Augment waveforms; no feature takes part.
 
         Args:
@@ -93,11 +93,11 @@ class Augmenter(nn.Module):
             sounding = x if stage.moves else sounding
         return x, sounding
 
-    def features(self, waveforms: Tensor, sounding: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
+    def augment_features(self, waveforms: Tensor, sounding: Tensor, front_end: nn.Module, draws: Draws) -> Tensor:
         """Compute augmented features.
 
         Args:
-            waveforms: what `sound` returned first.
+            waveforms: what `augment_waveforms` returned first.
             sounding: what it returned with them; the clips' frames are those of it.
             front_end: the feature.
             draws: the clips' numbers.

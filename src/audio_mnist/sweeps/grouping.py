@@ -27,7 +27,7 @@ def groups_of(kinds: Sequence[tuple[str, str] | None], seeds: Sequence[int], at_
     """Cut jobs into groups of one kin, enough for all workers. Each group has its share of each family.
 
     Args:
-        kinds: kin and family of each job, as `kind_of` returns them; None for a job that stays alone.
+        kinds: kin and family of each job, as `kin_and_family` returns them; None for a job that stays alone.
         seeds: the jobs' random seeds; those of one seed share more.
         at_once: number of workers.
 
@@ -35,7 +35,7 @@ def groups_of(kinds: Sequence[tuple[str, str] | None], seeds: Sequence[int], at_
         Numbers of the jobs of each group.
 
     >>> groups_of([("clips", "mel")] * 5 + [("clips", "mfcc")] * 5, [0] * 10, 2)
-    [[0, 1, 2, 8, 9], [3, 4, 5, 6, 7]]
+    [[0, 1, 2, 5, 6], [3, 4, 7, 8, 9]]
     >>> groups_of([("clips", "mel")] * 4, [0, 1, 0, 1], 2)
     [[0, 2], [1, 3]]
     """
@@ -44,20 +44,23 @@ def groups_of(kinds: Sequence[tuple[str, str] | None], seeds: Sequence[int], at_
     for number, kind in enumerate(kinds):
         if kind is not None:
             by_kin.setdefault(kind[0], {}).setdefault(kind[1], []).append(number)
+    together = len(kinds) - len(groups)
     for families in by_kin.values():
         jobs = sum(map(len, families.values()))
         # a kin of two jobs or more for each worker keeps all workers busy for the same time
-        share = at_once if jobs >= 2 * at_once else -(-at_once // len(by_kin))
-        rounds = -(-jobs // (_MOST * share))
-        parts: list[list[int]] = [[] for _ in range(min(jobs, share * rounds))]
-        first = 0  # the part that gets a family's first share; the first shares are the larger ones
+        workers = at_once if jobs >= 2 * at_once else -(-at_once * jobs // together)
+        rounds = -(-jobs // (_MOST * workers))
+        parts: list[list[int]] = [[] for _ in range(min(jobs, workers * rounds))]
+        first = 0  # the part that gets one job more, where a family cannot be cut evenly
         for numbers in families.values():
-            numbers.sort(key=lambda number: seeds[number])
-            for place, share_of_family in enumerate(np.array_split(numbers, len(parts))):
-                parts[(first + place) % len(parts)] += share_of_family.tolist()
-            first += len(numbers) % len(parts)
+            numbers.sort(key=lambda number: seeds[number])  # all families alike, so that a part has few seeds
+            least, more = divmod(len(numbers), len(parts))
+            sizes = [least + ((place - first) % len(parts) < more) for place in range(len(parts))]
+            for part, own in zip(parts, np.split(numbers, np.cumsum(sizes)[:-1]), strict=True):
+                part += own.tolist()
+            first += more
         groups += [part for part in parts if part]
-    return sorted(groups)  # a job that repeats an earlier one comes after it
+    return sorted(groups, key=min)  # a job that repeats an earlier one comes after it
 
 
 def reasons_alone(settings: dict[str, Any]) -> list[str]:
@@ -75,10 +78,11 @@ def reasons_alone(settings: dict[str, Any]) -> list[str]:
     return [f"needs {what}" for what, met in needs.items() if not met] + obstacles(settings)
 
 
-def kind_of(job: "Job") -> tuple[str, str]:
-    """Return a job's kin, all that jobs share that can train together, and its family, whose nets have one shape.
+def kin_and_family(job: "Job") -> tuple[str, str]:
+    """Return two names: a job's kin and its family.
 
-    Jobs of one kin have the same augmented waveforms. An encoder has none, so its jobs are no kin of others.
+    Jobs of one kin can train together, on the same augmented waveforms. Those of one family also have the same feature
+    and nets of one shape. An encoder takes no augmented waveforms, so its jobs are no kin of others.
 
     Args:
         job: the planned run.
@@ -123,7 +127,7 @@ def replace_launch(sweep: "Sweep", at_once: int, *, tell: bool) -> None:
             bool(reason) or key in sweep.taken_over or key in keys[:number]
             for number, (key, reason) in enumerate(zip(keys, reasons, strict=True))
         ]
-        kinds = [None if by_itself else kind_of(job) for by_itself, job in zip(alone, jobs, strict=True)]
+        kinds = [None if by_itself else kin_and_family(job) for by_itself, job in zip(alone, jobs, strict=True)]
         seeds = [job.settings["seed"] for job in jobs]
         numbered = [(initial_job_idx + number, list(overrides)) for number, overrides in enumerate(job_overrides)]
         context = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state(), os.getpid())

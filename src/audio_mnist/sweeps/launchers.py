@@ -168,7 +168,7 @@ class JoblibLauncher(Launcher):
 
 
 class TogetherLauncher(JoblibLauncher):
-    """Runs that differ in fold and seed alone train in one process, which computes their features once.
+    """Runs that differ in fold, seed, feature and model alone train in one process, which augments their clips once.
 
     `trainer.together` says which do, and whether as one net.
     """

@@ -18,26 +18,26 @@ from audio_mnist.features import FrontEnd
 from audio_mnist.system import devices
 from audio_mnist.training.batches import CentredBatches, ResidentClips, Rows, ShuffledBatches
 from audio_mnist.training.embeddings import Embeddings
-from audio_mnist.training.shared import Shared, Stream
+from audio_mnist.training.shared import SharedBlocks, Stream
 
 KEPT_BYTES = 32 * 2**20  # largest features of a set that are kept, not computed again
 # waveforms of training batches that are computed at once: what a core's cache takes, and a GPU's memory easily
 AT_ONCE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
-def share_features(families: Sequence[Sequence["ClipDataModule"]]) -> None:
+def share_clips(families: Sequence[Sequence["ClipDataModule"]]) -> None:
     """Let data modules compute augmented waveforms once, and those of one family augmented features once.
 
     Args:
-        families: the runs' data, of one seed. Those of a family differ in their folds alone, families also in the
-            front end. The runs keep pace.
+        families: the runs' data, of one seed. Those of a family differ in their folds alone. Families also differ in
+            feature or net. The runs keep pace.
     """
     pooled = [family for family in families if all(module._training_batches().is_pooled for module in family)]
-    waveforms = Shared(len(pooled))
+    waveforms = SharedBlocks(len(pooled))
     for family in pooled:
         stream = Stream(len(family))
         for number, module in enumerate(family):
-            module._read, module._hear = partial(stream.read, number), waveforms.get
+            module._read, module._share_waveforms = partial(stream.read, number), waveforms.get
 
 
 class FeatureBatches:
@@ -85,7 +85,7 @@ class ClipDataModule(LightningDataModule):
         balanced: whether training batches draw classes alike.
         embeddings: features of all clips of the split, where the front end is a pretrained encoder.
         groups: (clips,) names of groups of clips that belong together, for a net of closed form.
-        pool: clips that any fold trains on, where runs of several folds can share features; None where they cannot.
+        pool: clips that any fold trains on, where runs can share computed clips; None where they cannot.
 
     Raises:
         ConfigError: settings of the augmentations are wrong.
@@ -116,7 +116,7 @@ class ClipDataModule(LightningDataModule):
         self._split, self._front_end = split, front_end
         self._batch_size, self._seed, self.balanced = batch_size, seed, balanced
         self._resident: ResidentClips | None = None
-        self._read, self._hear = partial(Stream().read, 0), Shared().get
+        self._read, self._share_waveforms = partial(Stream().read, 0), SharedBlocks().get
         self._kept: dict[str, Tensor | None] = {}  # features of a set, None where each batch computes them
 
     def epoch_shape(self) -> tuple[int, int]:
@@ -147,10 +147,12 @@ class ClipDataModule(LightningDataModule):
             if kept is not None or self._embeddings is not None:
                 x = self._inputs(rows, device) if kept is None else kept[devices.put(rows.positions, device)]
                 return augmenter(x, nn.Identity(), its_draws)
-            x, sounding = self._hear(
-                sampler.epoch, int(slots[0]), lambda: augmenter.sound(self._waveforms(rows, device), its_draws)
+            x, sounding = self._share_waveforms(
+                sampler.epoch,
+                int(slots[0]),
+                lambda: augmenter.augment_waveforms(self._waveforms(rows, device), its_draws),
             )
-            return augmenter.features(x, sounding, self._front_end.to(device), its_draws)
+            return augmenter.augment_features(x, sounding, self._front_end.to(device), its_draws)
 
         batches = iter(sampler)
         while group := list(islice(batches, at_once)):

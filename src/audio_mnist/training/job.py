@@ -101,7 +101,10 @@ class Job:
 
     @cached_property
     def kin(self) -> str:
-        """Identifies the recipe without fold, seed, feature and net: all that augmented waveforms depend on."""
+        """Identifies the recipe without fold, seed, feature and net.
+
+        Runs of one kin can share one trainer, one optimiser and augmented waveforms.
+        """
         others = ("fold", "seed", "feature", "model")
         return fingerprint({key: value for key, value in self.recipe.items() if key not in others})
 
@@ -122,7 +125,7 @@ class Job:
 
     @property
     def pool(self) -> np.ndarray | None:
-        """Clips that any fold trains on, where runs like this one can share features; else None."""
+        """Clips that any fold trains on, where runs like this one can share computed clips; else None."""
         if obstacles(self.settings):
             return None
         chosen = {name: self.settings[name] for name in ("selection", "subset")}

@@ -11,13 +11,13 @@ from audio_mnist.system import devices
 from audio_mnist.training.batches import ShuffledBatches
 
 
-class Shared:
-    """Blocks that several callers ask for, each once. A block is dropped when the last one has it.
+class SharedBlocks:
+    """Blocks that several callers ask for, each once. A block is dropped when the last one has it, or after its epoch.
 
     Args:
         callers: number of callers. They keep pace.
 
-    >>> shared = Shared(2)
+    >>> shared = SharedBlocks(2)
     >>> [shared.get(epoch=0, first=7, compute=lambda: "once") for _ in range(2)]
     ['once', 'once']
     """

@@ -1,7 +1,7 @@
 """Runs of the same clips and the same way to train, in one process.
 
-Runs of one seed share augmented waveforms, and those of one family augmented features: they differ in fold and seed
-alone. Where it changes no bit, or on request, a family's nets are one grouped net.
+Runs of one family differ in fold and seed alone. Runs of one seed share augmented waveforms; those that are also of one
+family share features. Where it changes no bit, or on request, a family's nets are one grouped net.
 
 Each run keeps its own claim, tracked run, batches and state. At the end its whole state lies in its folder, as that of
 a run that was killed after its last epoch. `run.train` resumes from it, scores it and ends it.
@@ -21,13 +21,14 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
+from audio_mnist.errors import counted
 from audio_mnist.system import devices, locks
 from audio_mnist.tracking.run import Run
 from audio_mnist.tracking.tracker import connect
 from audio_mnist.training import progress, run
 from audio_mnist.training.callbacks import epoch_seed
 from audio_mnist.training.classifier import optimizer_of
-from audio_mnist.training.datamodule import ClipDataModule, FeatureBatches, share_features
+from audio_mnist.training.datamodule import ClipDataModule, FeatureBatches, share_clips
 from audio_mnist.training.fit import Parts, build, interruptible
 from audio_mnist.training.grouped import UnsupportedError, group, groups_exactly, share_gradients
 from audio_mnist.training.job import Job
@@ -202,8 +203,8 @@ class Together(LightningModule):
         self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        grouped = isinstance(self.nets[0], Grouped)
-        super().zero_grad(set_to_none=not grouped)  # None would end the members' views
+        for net in self.nets:
+            net.zero_grad(set_to_none=not isinstance(net, Grouped))  # None would end the members' views
 
 
 def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) -> list[nn.Module]:
@@ -214,7 +215,7 @@ def _joined(members: Sequence[Member], generators: Sequence[torch.Generator]) ->
     for member in members:
         member.parts.classifier.eval()
     nets = [member.parts.classifier.net for member in members]
-    if asked or groups_exactly(settings):
+    if len(members) > 1 and (asked or groups_exactly(settings)):
         silence = torch.zeros(1, 1, first.job.corpus.clip_samples)
         example = classifier.front_end()(silence).repeat(first.parts.length[1], 1, 1, 1)  # (B, C, F, N)
         try:
@@ -311,7 +312,7 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
             return
         families = _families(members)
         module = Together(list(families.values()))
-        _share_features(families)
+        _share_clips(families)
         trainer = Trainer(
             **members[0].parts.options | {"enable_progress_bar": False},
             logger=False,
@@ -322,8 +323,8 @@ def train_together(cfgs: Sequence[DictConfig], folders: Sequence[Path], sweep_di
             trainer.fit(module, _Data(module.members))
         _save(trainer, members)
         _accept(members)
-    names = "; ".join(
-        f"{family[0].job.feature} fold {','.join(str(member.job.fold) for member in family)}"
+    names = ", ".join(
+        f"{family[0].job.feature} {family[0].job.settings['model']['name']} ({counted(len(family), 'run')})"
         for family in families.values()
     )
     log.info("%s: %d epochs together in %.0f s", names, trainer.current_epoch, time.monotonic() - began)
@@ -336,14 +337,14 @@ def _families(members: Sequence[Member]) -> dict[str, list[Member]]:
     return families
 
 
-def _share_features(families: dict[str, list[Member]]) -> None:
+def _share_clips(families: dict[str, list[Member]]) -> None:
     by_seed: dict[int, dict[str, list[ClipDataModule]]] = {}
     for name, family in families.items():
         for member in family:
             of_seed = by_seed.setdefault(member.job.settings["seed"], {})
             of_seed.setdefault(name, []).append(member.parts.data)
     for of_seed in by_seed.values():
-        share_features(list(of_seed.values()))
+        share_clips(list(of_seed.values()))
 
 
 def _join(job: Job, folder: Path, parent_id: str | None, stack: contextlib.ExitStack) -> Member | None:
