@@ -86,7 +86,8 @@ def test_examples_run(name: str) -> None:
 @pytest.mark.parametrize("base", [FrontEnd, Augmentation, Model], ids=lambda base: base.__name__)
 def test_every_feature_augmentation_and_net_has_an_example(base: type) -> None:
     """In the docstring of the class, where a person looks first."""
-    assert [kind.__name__ for kind in base.registry.values() if ">>>" not in (kind.__doc__ or "")] == []
+    ours = [kind for kind in base.registry.values() if kind.__module__.startswith("audio_mnist.")]  # not other tests'
+    assert ours and [kind.__name__ for kind in ours if ">>>" not in (kind.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize("module", [intervals, calibration, mixture], ids=lambda module: module.__name__)
