@@ -144,6 +144,7 @@ def test_net_that_would_mix_its_members_is_not_grouped(make: Any, message: str) 
         ("ab", 8, ["a", "b"]),
         ("--aaaa", 2, ["-", "-", "aa", "aa"]),  # the first two are finished
         ("aa-", 1, ["aa", "-"]),  # the third repeats one of the others: they train first
+        ("ab-aa", 2, ["aa", "ab", "-"]),  # likewise: the second one is the last of its group
     ],
 )
 def test_groups_keep_all_workers_busy(families: str, at_once: int, groups: list[str]) -> None:
