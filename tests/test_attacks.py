@@ -18,6 +18,8 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
 
 from audio_mnist.config import to_plain
+from audio_mnist.data import copies
+from audio_mnist.data.copies import correlation
 from audio_mnist.data.decode import MIN_CLIP_S, PEAK, RATES_HZ, STILL, Limits, decode
 from audio_mnist.data.folds import EXCLUDED, assign_folds
 from audio_mnist.data.prepare import PreparedCorpus, prepare
@@ -149,6 +151,31 @@ def test_takes_of_one_word_by_one_voice_are_not_copies(real_data: Path, tmp_path
     assert found["one more header chunk"] == found["FLAC"] == 1
     assert all(found[form] >= 0.95 for form in ("MP3", "another gain (-14 dB)", "one sample later"))
     assert alarms < 0.001
+
+
+@pytest.mark.parametrize(("hum", "most"), [(0.0, 10), (0.1, 5 * 62)])
+def test_recordings_of_one_machine_are_rarely_correlated(
+    monkeypatch: pytest.MonkeyPatch, hum: float, most: int
+) -> None:
+    """1,891 pairs of fans and copies have alike spectra. With a hum their bits are alike, too."""
+    correlated = []
+
+    def counted_correlation(first: np.ndarray, second: np.ndarray) -> float:
+        correlated.append((first, second))
+        return correlation(first, second)
+
+    monkeypatch.setattr(copies, "correlation", counted_correlation)
+    monkeypatch.setattr(copies, "CLOSEST", 5)
+    rng = np.random.default_rng(0)
+    turns = np.arange(8000)[:, None] * np.arange(1, 40) * 100 / 8000
+    clips = [
+        np.convolve(one, np.hanning(12), "same") + hum * np.cos(2 * np.pi * (turns + rng.random(39))).mean(axis=1)
+        for one in noise(0, 60, seconds=1.0)
+    ]
+    clips += [clips[5][400:], 0.3 * clips[50][:-400]]
+    _, alike = copies.first_copies(clips.__getitem__, 8000, np.arange(len(clips)).astype(str))
+    assert alike.tolist() == [*range(60), 5, 50]
+    assert 2 <= len(correlated) <= most
 
 
 @pytest.mark.parametrize(
