@@ -19,6 +19,7 @@ import soundfile
 from audio_mnist.config import to_plain
 from audio_mnist.data import corpora, espeak
 from audio_mnist.data.corpora import fsdd, own_clips, synthetic
+from audio_mnist.data.prepare import prepare
 from audio_mnist.errors import ConfigError, DataError
 from audio_mnist.schema import validate_train
 from tests.conftest import composed, write_tones
@@ -54,6 +55,15 @@ def test_folder_of_many_classes_sorts_numbers_as_numbers(tmp_path: Path) -> None
         touch(tmp_path / str(number) / "a.wav")
     corpus = corpora.load(data("data=folder", f"data.root={tmp_path}"))
     assert corpus.class_names == tuple(str(n) for n in range(200))
+
+
+def test_the_default_window_holds_99_of_100_training_clips(tmp_path: Path) -> None:
+    """98 clips of 0.2 s, one of 0.45 s, one of 2 s: the window is 0.5 s."""
+    rng = np.random.default_rng(0)
+    for number, seconds in enumerate([0.2] * 98 + [0.45, 2.0]):
+        path = touch(tmp_path / "ab"[number % 2] / f"{number}.wav")
+        soundfile.write(path, 0.1 * rng.standard_normal(round(seconds * 8000)), 8000)
+    assert prepare(data("data=folder", f"data.root={tmp_path}")).clip_samples == 4000
 
 
 def test_csv_takes_relative_and_absolute_paths_and_defaults(tmp_path: Path) -> None:

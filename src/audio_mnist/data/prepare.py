@@ -46,7 +46,7 @@ class PreparedCorpus:
 def prepare(data: dict[str, Any]) -> PreparedCorpus:
     """Find, check and decode the corpus that the `data` config describes.
 
-    `data.clip_s=null` takes the 95th percentile of the training clips'
+    `data.clip_s=null` takes the 99th percentile of the training clips'
     durations, rounded up to a tenth of a second.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare(data: dict[str, Any]) -> PreparedCorpus:
         raise DataError(f"no usable training clip is left of class {min(lost)!r}; see the clips that were left out")
     clip_s = data["clip_s"]
     if clip_s is None:
-        clip_s = math.ceil(np.percentile(manifest.loc[is_train, "duration_s"], 95) * 10) / 10
+        clip_s = math.ceil(np.percentile(manifest.loc[is_train, "duration_s"], 99) * 10) / 10
     return PreparedCorpus(
         name=corpus.name,
         manifest=manifest,
