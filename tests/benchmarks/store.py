@@ -24,9 +24,8 @@ CLIPS, FEW, RATE_HZ = 105_000, 1_000, 16_000
 
 
 def make_corpus(folder: Path, source: Path) -> None:
-    """Real clips in windows of one second, each with noise of its own, and manifests of all and of a few."""
+    """Windows of one second, each the sum of two real clips, few of them alike; manifests of all and of a few."""
     rng = np.random.default_rng(0)
-    noises = rng.standard_normal((100, RATE_HZ), dtype=np.float32)
     originals = []
     for path in sorted(source.glob("*.wav")):
         samples, rate = soundfile.read(path, dtype="float32")
@@ -39,8 +38,9 @@ def make_corpus(folder: Path, source: Path) -> None:
         label, window = originals[number % len(originals)]
         path = folder / str(number // 1000) / f"{number}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.roll(noises[number % 100], number)
-        soundfile.write(path, 0.9 * window + 0.003 * rng.uniform(0.5, 2) * noise, RATE_HZ, subtype="PCM_16")
+        other = np.roll(originals[rng.integers(len(originals))][1], rng.integers(RATE_HZ))
+        mixed = window / np.abs(window).max() + other / np.abs(other).max()
+        soundfile.write(path, 0.4 * mixed, RATE_HZ, subtype="PCM_16")
         rows.append((path, label))
     for name, count in (("all.csv", CLIPS), ("few.csv", FEW)):
         with open(folder / name, "w", newline="") as file:
@@ -62,7 +62,8 @@ def main(folder: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda path: len(soundfile.read(path, dtype="float32")[0]), paths))
     decoding = time.perf_counter() - began
-    data = to_plain(composed("data=csv", f"data.manifest={folder}/all.csv", f"data.cache_dir={folder}/cache"))["data"]
+    given = ["data=csv", "data.copies=samples", f"data.manifest={folder}/all.csv", f"data.cache_dir={folder}/cache"]
+    data = to_plain(composed(*given))["data"]
     times = []
     for _ in range(2):
         began = time.perf_counter()
