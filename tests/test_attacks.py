@@ -34,6 +34,11 @@ from tests.benchmarks.copies import detected, forms
 from tests.conftest import PROJECT, Trained, composed, run_command
 
 LIMITS = Limits(MIN_CLIP_S, 60.0)
+CHANGES: list[Callable[[np.ndarray], np.ndarray]] = [
+    lambda clip: 0.2 * clip,
+    lambda clip: np.pad(clip, len(clip) // 10),
+    lambda clip: np.r_[0.0, clip[:-1]],
+]
 
 
 def noise(seed: int, clips: int = 1, seconds: float = 0.4, rate_hz: int = 8000) -> np.ndarray:
@@ -157,7 +162,7 @@ def test_takes_of_one_word_by_one_voice_are_not_copies(real_data: Path, tmp_path
 def test_recordings_of_one_machine_are_rarely_correlated(
     monkeypatch: pytest.MonkeyPatch, hum: float, most: int
 ) -> None:
-    """1,891 pairs of fans and copies have alike spectra. With a hum their bits are alike, too."""
+    """1,891 pairs of fans and copies have similar spectra. With a hum their bits are similar, too."""
     correlated = []
 
     def counted_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -176,6 +181,20 @@ def test_recordings_of_one_machine_are_rarely_correlated(
     _, alike = copies.first_copies(clips.__getitem__, 8000, np.arange(len(clips)).astype(str))
     assert alike.tolist() == [*range(60), 5, 50]
     assert 2 <= len(correlated) <= most
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "seconds", "smooth"),
+    [(8000, 0.1, 1), (2000, 0.5, 1), (1000, 1.0, 1), (8000, 0.5, 27), (8000, 0.5, 160)],
+)
+def test_copies_of_short_slow_and_dull_clips_are_found(rate_hz: int, seconds: float, smooth: int) -> None:
+    """Bands without a bin, and bands without sound, must not decide: in other gains, padded, later."""
+    shape, fade = np.hanning(smooth + 2)[1:-1], np.hanning(round(seconds * rate_hz))
+    clips = [fade * np.convolve(one, shape, "same") for one in noise(0, 20, seconds, rate_hz)]
+    gains, padded, later = ([change(clip) for clip in clips] for change in CHANGES)
+    every = [*clips, *gains, *padded, *later]
+    _, alike = copies.first_copies(every.__getitem__, rate_hz, np.arange(len(every)).astype(str))
+    assert alike.tolist() == 4 * list(range(20))
 
 
 @pytest.mark.parametrize(

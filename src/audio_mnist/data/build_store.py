@@ -31,7 +31,7 @@ from audio_mnist.errors import DataError, by_cause, counted, listed
 from audio_mnist.system import processes
 
 log = logging.getLogger(__name__)
-VERSION = 3  # raise it whenever the stored samples, or what is known of them, would differ
+VERSION = 4  # raise it whenever the stored samples, or what is known of them, would differ
 _ALONE_S = 1.0  # about the time that starting processes takes
 _BLOCK = 256  # most clips that a process decodes at a time
 _SHOWN = 10  # most clips that a message lists

@@ -6,10 +6,12 @@ rate. Two takes of one word by one voice are not.
 
 The search has three steps, each for the pairs that the one before leaves:
 
-1. Spectra. The long-term spectrum in 32 bands, which none of these changes moves far, is close.
-2. Bits. The spectrum in 512 bands, one bit each: louder than its neighbours or not. Two recordings
-   of one fan have close spectra, but other bits. A clip goes on with its 8 closest ones at most,
-   so the last step's time grows with the corpus, not with its square.
+1. Spectra. Two clips stay a pair if their long-term spectra in 32 bands are close. None of these
+   changes moves a spectrum far.
+2. Bits. A spectrum in 512 bands gives one bit each: louder than its neighbours or not. Two
+   recordings of one fan have close spectra, but other bits. Each clip keeps its 8 closest later
+   ones at most, so the last step's time grows with the corpus, not with its square. A copy is
+   missed where 8 later clips are closer.
 3. Samples. The clips are correlated at every shift. Their spectra are flattened for that by a
    square root, so a loud tone that two recordings share does not make them copies.
 """
@@ -25,15 +27,16 @@ from scipy.ndimage import uniform_filter1d
 
 RATE_HZ = 8000  # of the comparison; clips at a lower rate keep theirs
 BANDS = 32
-NEAR_DB = 2.0  # largest root mean square distance of two copies' spectra
+NEAR_DB = 3.2  # largest root mean square distance of two copies' spectra
 BITS = 512
-OTHER_BITS = 180  # most bits in which copies differ; copies that lack a fifth differ in up to 161, others in about 254
-CLOSEST = 8  # most clips that a clip is correlated with
+OTHER_BITS = 0.38  # most of the louder bands of two copies that only one has; other recordings have 0.38 and more
+CLOSEST = 8  # most later clips that a clip is correlated with
 ALIKE = 0.82  # least correlation of copies; MP3 at 8 kHz has 0.85 and more, other takes of a word 0.75 at most
-_FLOOR = 1e-5  # of a band, below the loudest one
-_BLOCK = 256  # clips at a time; their distances to all others are computed
+_FLOOR = 1e-3  # of a band, beside the loudest one; below it lies what cut ends leak into all bands
+_BLOCK = 256  # clips at a time; their distances to all later ones are computed
 _FINE = 4  # shifts per sample
-_NEIGHBOURS = 9  # bands
+_NEIGHBOURS = 9  # bands that a band is compared with, itself included
+_LOUDER_DB = 0.01  # rounding must not decide where bands are at the floor
 
 
 def first_copies(clips: Callable[[int], np.ndarray], rate_hz: int, sounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +77,7 @@ def first_copies(clips: Callable[[int], np.ndarray], rate_hz: int, sounds: np.nd
 
 
 def fingerprint(samples: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what copies share.
+    """Return a clip's coarse and fine spectrum, which copies share.
 
     Args:
         samples: (T,).
@@ -83,8 +86,11 @@ def fingerprint(samples: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarr
     Returns:
         The long-term spectrum, (32,) float32 in dB with mean 0, and its fine structure, (8,) uint64 of 64 bits each.
     """
-    length = next_fast_len(len(samples), real=True)
-    spectrum = rfft(np.diff(samples, prepend=samples[:1]), length)  # differences: else a cut loud hum fills all bands
+    coarse_hz, fine_hz = _edges_hz(rate_hz)
+    least = 2 * rate_hz / (fine_hz[1] - fine_hz[0])  # two bins per fine band, else a short clip's bits tell its length
+    length = next_fast_len(max(len(samples) + 1, round(least)), real=True)
+    # differences: a loud hum, cut off at the ends, would leak into all bands
+    spectrum = rfft(np.diff(samples, prepend=0, append=0), length)
     power = np.concatenate([[0.0], np.cumsum(spectrum.real**2 + spectrum.imag**2, dtype=np.float64)])
 
     def decibels(edges_hz: np.ndarray) -> np.ndarray:
@@ -92,8 +98,8 @@ def fingerprint(samples: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarr
         bands = np.diff(power[bins])
         return 10 * np.log10(np.maximum(bands, _FLOOR * bands.max() + 1e-30))
 
-    bands, fine = map(decibels, _edges_hz(rate_hz))
-    louder = fine > uniform_filter1d(fine, _NEIGHBOURS)
+    bands, fine = decibels(coarse_hz), decibels(fine_hz)
+    louder = fine > uniform_filter1d(fine, _NEIGHBOURS) + _LOUDER_DB
     return (bands - bands.mean()).astype(np.float32), np.packbits(louder).view(np.uint64)
 
 
@@ -133,12 +139,13 @@ def _near(spectra: np.ndarray, bits: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield the pairs of close fingerprints, each once."""
     squares, ones = (spectra**2).sum(axis=1, keepdims=True), np.ones((len(spectra), 1), np.float32)
     left, right = np.hstack([-2 * spectra, squares, ones]), np.hstack([spectra, ones, squares])
-    bits = np.ascontiguousarray(bits.T)
+    bits, louder = np.ascontiguousarray(bits.T), np.bitwise_count(bits).sum(axis=1)
     for start in range(0, len(spectra), _BLOCK):
         distances = left[start : start + _BLOCK] @ right[start:].T  # squared
         for row, close in enumerate(distances < NEAR_DB**2 * BANDS):
             one = start + row
             others = one + 1 + np.flatnonzero(close[row + 1 :])
-            differ = np.bitwise_count(bits[:, others] ^ bits[:, one, None]).sum(axis=0)
-            closest = np.argsort(differ, kind="stable")[: min(CLOSEST, (differ <= OTHER_BITS).sum())]
-            yield from ((one, other) for other in others[closest].tolist())
+            differ = np.bitwise_count(bits[:, others] ^ bits[:, one, None]).sum(axis=0, dtype=np.uint16)
+            share = differ / (louder[others] + louder[one] + 1)
+            others, share = others[share <= OTHER_BITS], share[share <= OTHER_BITS]
+            yield from ((one, other) for other in others[np.argsort(share, kind="stable")[:CLOSEST]].tolist())
