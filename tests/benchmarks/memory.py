@@ -18,7 +18,7 @@ def train(folder: Path, manifest: str) -> tuple[float, float]:
     """(seconds, peak resident MB) of one epoch in a process of its own."""
     arguments = [
         *(sys.executable, str(PROJECT / "train.py"), "data=csv", f"data.manifest={folder / manifest}"),
-        "data.copies=samples",
+        "data.copies=samples",  # two sums of one loud clip may be alike and differ in label
         *("data.clip_s=1.0", f"data.cache_dir={folder / 'cache'}", "trainer.max_epochs=1", "trainer.min_epochs=1"),
         *("trainer.max_steps=null", "trainer.accelerator=cpu", f"hydra.run.dir={folder / 'hydra'}"),
         f"tracking.uri=sqlite:///{folder}/mlflow.db",

@@ -62,6 +62,7 @@ def main(folder: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda path: len(soundfile.read(path, dtype="float32")[0]), paths))
     decoding = time.perf_counter() - began
+    # two sums of one loud clip may be alike and differ in label; the search for copies runs all the same
     given = ["data=csv", "data.copies=samples", f"data.manifest={folder}/all.csv", f"data.cache_dir={folder}/cache"]
     data = to_plain(composed(*given))["data"]
     times = []
